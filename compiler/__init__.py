@@ -1,0 +1,1 @@
+"""The conductor: a model comes in, a proven artifact goes out."""

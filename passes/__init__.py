@@ -1,0 +1,1 @@
+"""Graph rewrites: an `ir.Model` in, an `ir.Model` out."""

@@ -1,0 +1,1 @@
+"""Load an artifact and run it: onnxruntime, numpy and tokenizers only."""
