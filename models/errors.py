@@ -6,4 +6,4 @@ class SourceError(Exception):
 
 
 class UnsupportedModel(Exception):
-    """The model was read, but its architecture or task cannot be exported. The message names what is missing."""
+    """The model was read, but its architecture or task cannot be exported; the message says why."""
