@@ -1,0 +1,133 @@
+"""Watching passes from outside: what each did to the graph, and a reproducer when one fails.
+
+Watching never chooses another path: the same pass objects run on the same model, watched or not.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxforge.compiler.errors import PassFailed
+from onnxforge.compiler.reproducer import write_reproducer
+from onnxforge.passes import notes
+from onnxforge.passes.base import GraphPass, PassRefused
+
+
+@dataclass(frozen=True)
+class GraphStats:
+    """The size of a graph at one moment."""
+
+    nodes: int
+    weight_bytes: int
+    ops: Mapping[str, int]
+    """Number of nodes by operator; contrib operators carry their domain (``com.microsoft.MatMulNBits``)."""
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass of one compile, as it was seen from outside."""
+
+    text: str
+    seconds: float
+    modified: bool
+    before: GraphStats
+    after: GraphStats
+    matches: tuple[notes.Note, ...]
+    near_misses: tuple[notes.Note, ...]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every pass of one compile, in the order in which they ran."""
+
+    records: tuple[PassRecord, ...] = ()
+
+    def near_misses(self, pass_name: str | None = None) -> tuple[notes.Note, ...]:
+        """Places that were left alone, of one pass or of all."""
+        mine = (r for r in self.records if pass_name is None or r.text.split("{")[0] == pass_name)
+        return tuple(note for record in mine for note in record.near_misses)
+
+
+def graph_stats(model: ir.Model) -> GraphStats:
+    """Count nodes, operators and the bytes of distinct weights, subgraphs and functions included."""
+    ops: Counter[str] = Counter()
+    tensors: dict[int, int] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if (tensor := value.const_value) is not None:
+                tensors[id(tensor)] = tensor.nbytes
+        ops.update(_op_name(node) for node in graph)
+    for function in model.functions.values():
+        ops.update(_op_name(node) for node in function.all_nodes())
+    return GraphStats(sum(ops.values()), sum(tensors.values()), dict(sorted(ops.items())))
+
+
+def run_passes(
+    model: ir.Model,
+    passes: Sequence[GraphPass],
+    *,
+    on_done: Callable[[PassRecord], None] = lambda _: None,
+) -> Ledger:
+    """Run ``passes`` on ``model`` in place and write down what each did.
+
+    Raises:
+        PassRefused: a pass refused the graph; its own message.
+        PassFailed: a pass crashed; the message names the folder with the graph before it.
+    """
+    records: list[PassRecord] = []
+    before = graph_stats(model)
+    for index, graph_pass in enumerate(passes):
+        snapshot = model.clone()  # structure only: tensors are shared, so this costs milliseconds
+        record = _watch(model, graph_pass, before, snapshot, passes[index:])
+        records.append(record)
+        on_done(record)
+        before = record.after
+    return Ledger(tuple(records))
+
+
+def _watch(
+    model: ir.Model,
+    graph_pass: GraphPass,
+    before: GraphStats,
+    snapshot: ir.Model,
+    rest: Sequence[GraphPass],
+) -> PassRecord:
+    started = time.perf_counter()
+    with notes.listen() as seen:
+        try:
+            modified = graph_pass(model).modified
+        except Exception as error:
+            if (refused := _cause(error, PassRefused)) is not None:
+                raise refused from error
+            folder = write_reproducer(snapshot, [p.text() for p in rest], error)
+            raise PassFailed(
+                f"The pass `{graph_pass.text()}` crashed: {type(error).__name__}: {error}. "
+                f"The graph before it, the remaining passes and the traceback are in {folder}. "
+                f"Attach that folder to a bug report, or compile with `--without {graph_pass.pass_name()}`."
+            ) from error
+    return PassRecord(
+        text=graph_pass.text(),
+        seconds=time.perf_counter() - started,
+        modified=modified,
+        before=before,
+        after=graph_stats(model),
+        matches=tuple(n for n in seen if n.kind is notes.NoteKind.MATCH),
+        near_misses=tuple(n for n in seen if n.kind is notes.NoteKind.NEAR_MISS),
+    )
+
+
+def _cause(error: BaseException, kind: type[PassRefused]) -> PassRefused | None:
+    """The refusal inside ``error``: the pass infrastructure wraps what a pass raises."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, kind):
+            return current
+        current = current.__cause__
+    return None
+
+
+def _op_name(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type

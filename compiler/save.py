@@ -1,0 +1,105 @@
+"""Writing the graph and its weights: ``onnx/model.onnx`` and ``onnx/model.onnx_data``, tensor by tensor.
+
+The data file's name has an underscore because transformers.js hard-codes it. Lazy weights are computed, written
+and dropped one at a time, so the peak is one tensor. Equal models give equal bytes.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx_ir as ir
+
+from onnxforge.compiler.failpoints import failpoint
+
+GRAPH = "onnx/model.onnx"
+ALIGNMENT = 4096
+"""Weights start on page borders, so that a runtime can map them."""
+INLINE = 1024
+"""Tensors up to this many bytes stay in the graph: ONNX Runtime's shape inference reads no external ones."""
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes that :func:`save_model` will write for the weights, alignment included."""
+    return sum(_aligned(tensor.nbytes) for tensor in _large_tensors(model))
+
+
+def save_model(
+    model: ir.Model, folder: Path, *, on_bytes: Callable[[int], None] = lambda _: None
+) -> tuple[Path, ...]:
+    """Write ``model`` below ``folder`` and return the files. ``on_bytes`` hears of each tensor's bytes.
+
+    ``model`` is unchanged afterwards; its weights still come from where they came from.
+    """
+    graph_path = folder / GRAPH
+    graph_path.parent.mkdir(parents=True, exist_ok=True)
+    data_path = graph_path.with_name(graph_path.name + "_data")
+    placed = _write_weights(model, data_path, on_bytes)
+    originals = [(v, v.const_value) for g in model.graphs() for v in g.initializers.values()]
+    try:
+        for value, tensor in originals:
+            if tensor is not None and id(tensor) in placed:
+                value.const_value = _reference(tensor, value.name or "", data_path, placed[id(tensor)])
+        payload = ir.to_proto(model).SerializeToString(deterministic=True)
+    finally:
+        for value, tensor in originals:
+            value.const_value = tensor
+    graph_path.write_bytes(payload)
+    return (graph_path, data_path) if placed else (graph_path,)
+
+
+def _write_weights(model: ir.Model, path: Path, on_bytes: Callable[[int], None]) -> dict[int, int]:
+    """Stream the large weights to ``path``; offsets by tensor identity, so tied weights are written once."""
+    placed: dict[int, int] = {}
+    if not any(True for _ in _large_tensors(model)):
+        return placed
+    with open(path, "wb") as file:
+        for tensor in _large_tensors(model):
+            file.seek(_aligned(file.tell()))
+            placed[id(tensor)] = file.tell()
+            _copy(tensor, file)
+            written = file.tell() - placed[id(tensor)]
+            if written != tensor.nbytes:
+                raise ValueError(f"weight {tensor.name!r}: wrote {written} bytes, declared {tensor.nbytes}")
+            on_bytes(written)
+            failpoint("in-weights")
+        file.flush()
+        os.fsync(file.fileno())
+    return placed
+
+
+def _large_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    seen: set[int] = set()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= INLINE or tensor.dtype is ir.DataType.STRING:
+                continue
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+
+def _reference(tensor: ir.TensorProtocol, name: str, path: Path, offset: int) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        path.name,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=name,
+        base_dir=path.parent,
+    )
+
+
+def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+    """Write the little-endian bytes of ``tensor``, without a second copy in memory where it knows how."""
+    if isinstance(tensor, ir.TensorBase):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,95 @@
+"""The targets: a table, and nothing else. Two targets differ by their rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Bound(StrEnum):
+    """On which side of the limit a measured number has to stay."""
+
+    AT_MOST = "<="
+    AT_LEAST = ">="
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """One promise about quality: ``perplexity_ratio <= 1.03``."""
+
+    metric: str
+    """A key of the proof's summary: ``perplexity_ratio``, ``max_abs``, ``top1_agreement``, ``cosine``."""
+    bound: Bound
+    limit: float
+
+    def holds(self, measured: float) -> bool:
+        """Whether ``measured`` keeps the promise. NaN never does."""
+        return measured <= self.limit if self.bound is Bound.AT_MOST else measured >= self.limit
+
+    def text(self) -> str:
+        """The line as reports and target files write it."""
+        return f"{self.metric} {self.bound} {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """An operator that the finished graph must contain, if the pass that makes it ran."""
+
+    op_type: str
+    made_by: str
+
+    def text(self) -> str:
+        """The expectation as target files write it: ``fuse-attention:GroupQueryAttention``."""
+        return f"{self.made_by}:{self.op_type}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model is to run, and everything that follows from it."""
+
+    name: str
+    summary: str
+    passes: tuple[str, ...]
+    """Text form of the passes, in the order in which they run."""
+    expects: Mapping[str, tuple[Expectation, ...]] = field(default_factory=dict)
+    """By kind of model, ``decoder`` or ``encoder``."""
+    provider: str = "CPUExecutionProvider"
+    session: Mapping[str, str] = field(default_factory=dict)
+    """ONNX Runtime session config entries."""
+    budget: tuple[BudgetLine, ...] = ()
+
+
+_FUSE = (
+    "canonicalize",
+    "fuse-norm",
+    "fuse-rotary",
+    "fuse-attention{decoder=GroupQueryAttention,encoder=MultiHeadAttention}",
+    "pack-qkv",
+    "fuse-activation",
+    "fuse-skip-norm",
+)
+_FUSED_DECODER = (Expectation("GroupQueryAttention", made_by="fuse-attention"),)
+_FUSED_ENCODER = (Expectation("MultiHeadAttention", made_by="fuse-attention"),)
+_INT8_WEIGHTS = (Expectation("MatMulNBits", made_by="quantize-weights"),)
+
+TARGETS: tuple[Target, ...] = (
+    Target(
+        name="cpu-fp32",
+        summary="fused float32 for the CPU: the reference every other CPU target is measured against",
+        passes=(*_FUSE, "cleanup"),
+        expects={"decoder": _FUSED_DECODER, "encoder": _FUSED_ENCODER},
+        budget=(BudgetLine("max_abs", Bound.AT_MOST, 1e-3),),
+    ),
+    Target(
+        name="cpu-int8",
+        summary="int8 weights in blocks of 32 and int8 kernels for the CPU",
+        passes=(*_FUSE, "quantize-weights{bits=8,block_size=32,accuracy_level=4}", "cleanup"),
+        expects={
+            "decoder": (*_FUSED_DECODER, *_INT8_WEIGHTS),
+            "encoder": (*_FUSED_ENCODER, *_INT8_WEIGHTS),
+        },
+        budget=(
+            BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.03),
+            BudgetLine("cosine", Bound.AT_LEAST, 0.99),
+        ),
+    ),
+)
