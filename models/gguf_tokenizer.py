@@ -1,0 +1,218 @@
+"""The exact tokenizer of a GGUF file, written as the files of a Hugging Face tokenizer.
+
+``tokenizer.json`` is built with the ``tokenizers`` library from the vocabulary, the merges and the name of
+the cutting rule. Only byte-level BPE (``tokenizer.ggml.model`` = ``gpt2``) and SentencePiece BPE (``llama``)
+are known; anything else is refused rather than approximated.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from onnxforge.models.errors import SourceError, UnsupportedModel
+from onnxforge.models.gguf_file import GgufFile, Value
+from onnxforge.models.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from onnxforge.models.source import Json
+
+_TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
+"""Control tokens that end an assistant's turn in the published chat formats; where one exists, it stops "
+"generation."""
+
+
+class TokenType(IntEnum):
+    """``tokenizer.ggml.token_type``, as the GGUF specification numbers it."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a GGUF file, checked."""
+
+    where: str
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    metadata: Mapping[str, Value]
+
+    def special(self, name: str) -> int | None:
+        """Id of ``bos``, ``eos``, ``unknown``, ``padding``, ``eot`` ... if the file names one within "
+        "range."""
+        value = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.tokens)
+        return int(value) if known and isinstance(value, int) else None
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A boolean such as ``add_bos_token``."""
+        value = self.metadata.get(f"tokenizer.ggml.{name}", default)
+        return value if isinstance(value, bool) else default
+
+    def of_type(self, *kinds: TokenType) -> list[str]:
+        """Tokens of these types, in id order."""
+        return [token for token, kind in zip(self.tokens, self.types, strict=True) if kind in kinds]
+
+
+def tokenizer_files(file: GgufFile, context_length: int) -> dict[str, bytes]:
+    """The tokenizer's files by name: ``tokenizer.json``, ``tokenizer_config.json`` and their companions.
+
+    Raises:
+        SourceError: vocabulary, merges or types are missing or contradict each other.
+        UnsupportedModel: a tokenizer or cutting rule that cannot be reproduced exactly.
+    """
+    vocabulary = _vocabulary(file)
+    kind = file.metadata.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise UnsupportedModel(
+            f"{file.path}: tokenizer.ggml.model is {kind!r}. Only byte-level BPE ('gpt2') can be reproduced "
+            "exactly. Use the Hugging Face folder of this model, which has its tokenizer.json."
+        )
+    rule = _rule(file)
+    tokenizer = _byte_level(vocabulary, rule)
+    add_bos = vocabulary.flag("add_bos_token", rule.adds_bos)
+    _add_specials(tokenizer, vocabulary)
+    _frame(tokenizer, vocabulary, add_bos)
+    files = {"tokenizer.json": tokenizer.to_str(pretty=False).encode()}
+    return files | _companions(vocabulary, context_length, add_bos)
+
+
+def stop_ids(file: GgufFile) -> list[int]:
+    """Token ids that end generation: EOS, end of turn, end of message."""
+    vocabulary = _vocabulary(file)
+    named = [vocabulary.special(name) for name in ("eos", "eot", "eom")]
+    control = set(vocabulary.of_type(TokenType.CONTROL))
+    written = [vocabulary.tokens.index(token) for token in _TURN_ENDS if token in control]
+    return list(dict.fromkeys(identity for identity in [*named, *written] if identity is not None))
+
+
+def _vocabulary(file: GgufFile) -> Vocabulary:
+    tokens = _strings(file, "tokenizer.ggml.tokens")
+    types = file.metadata.get("tokenizer.ggml.token_type", (int(TokenType.NORMAL),) * len(tokens))
+    if not isinstance(types, tuple) or len(types) != len(tokens):
+        raise SourceError(f"{file.path}: tokenizer.ggml.token_type does not have one entry per token.")
+    if len(set(tokens)) != len(tokens):
+        raise SourceError(
+            f"{file.path}: tokenizer.ggml.tokens holds the same token twice; ids would be ambiguous."
+        )
+    kinds = tuple(int(kind) for kind in types if isinstance(kind, int))
+    return Vocabulary(str(file.path), tokens, kinds, file.metadata)
+
+
+def _strings(file: GgufFile, key: str) -> tuple[str, ...]:
+    value = file.metadata.get(key)
+    if isinstance(value, tuple) and value:
+        strings = tuple(item for item in value if isinstance(item, str))
+        if len(strings) == len(value):
+            return strings
+    raise SourceError(
+        f"{file.path}: metadata key {key} is missing or is no list of strings; no tokenizer without it."
+    )
+
+
+def _rule(file: GgufFile) -> PreTokenizer:
+    name = file.metadata.get("tokenizer.ggml.pre")
+    if isinstance(name, str) and name in PRE_TOKENIZERS:
+        return PRE_TOKENIZERS[name]
+    raise UnsupportedModel(
+        f"{file.path}: pre-tokenizer {name!r} (tokenizer.ggml.pre) is not known; guessing it would give "
+        "wrong "
+        f"token ids. Known: {', '.join(sorted(PRE_TOKENIZERS))}. Use the Hugging Face folder of this model."
+    )
+
+
+def _byte_level(vocabulary: Vocabulary, rule: PreTokenizer) -> Tokenizer:
+    merges = []
+    value = vocabulary.metadata.get("tokenizer.ggml.merges")
+    for merge in value if isinstance(value, tuple) else ():
+        first, space, second = str(merge)[1:].partition(
+            " "
+        )  # a token is never empty, but may begin with a space
+        if not space:
+            raise SourceError(f"{vocabulary.where}: merge {merge!r} is not a pair of tokens.")
+        merges.append((str(merge)[0] + first, second))
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    unknown = [
+        pair for pair in merges if pair[0] not in ids or pair[1] not in ids or "".join(pair) not in ids
+    ]
+    if unknown:
+        raise SourceError(
+            f"{vocabulary.where}: {len(unknown)} merges name tokens that do not exist, the first is "
+            f"{unknown[0]}."
+        )
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=rule.ignore_merges))
+    steps: list[pre_tokenizers.PreTokenizer] = (
+        [pre_tokenizers.Digits(individual_digits=True)] if rule.digits else []
+    )
+    steps += [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.gpt2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _add_specials(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """Control tokens are special (skipped when text is shown), user-defined ones are plain added tokens."""
+    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+        elif kind == TokenType.USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
+
+
+def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary, add_bos: bool) -> None:
+    """BOS and EOS around every text, where the file asks for them."""
+    before = vocabulary.special("bos") if add_bos else None
+    after = vocabulary.special("eos") if vocabulary.flag("add_eos_token", False) else None
+    if add_bos and before is None:
+        raise SourceError(f"{vocabulary.where}: add_bos_token is set, but bos_token_id names no token.")
+    if before is None and after is None:
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+        return
+    used = [identity for identity in (before, after) if identity is not None]
+    head = [vocabulary.tokens[before]] if before is not None else []
+    tail = [vocabulary.tokens[after]] if after is not None else []
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*head, "$A", *tail],
+        pair=[
+            *head,
+            "$A",
+            *tail,
+            *(f"{token}:1" for token in head),
+            "$B:1",
+            *(f"{token}:1" for token in tail),
+        ],
+        special_tokens=[(vocabulary.tokens[identity], identity) for identity in dict.fromkeys(used)],
+    )
+
+
+def _companions(vocabulary: Vocabulary, context_length: int, add_bos: bool) -> dict[str, bytes]:
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    specials: dict[str, Json] = {
+        ours: vocabulary.tokens[identity]
+        for stored, ours in names.items()
+        if (identity := vocabulary.special(stored)) is not None
+    }
+    config: dict[str, Json] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **specials,
+        "add_bos_token": add_bos,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": context_length,
+    }
+    files = {"tokenizer_config.json": _json(config), "special_tokens_map.json": _json(specials)}
+    template = vocabulary.metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        files["chat_template.jinja"] = template.encode()
+    return files
+
+
+def _json(value: dict[str, Json]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,76 @@
+"""From what the user wrote to a :class:`~onnxforge.models.source.Source`."""
+
+import difflib
+import re
+from pathlib import Path
+
+from onnxforge.models.demo import DEMOS, locate_demo
+from onnxforge.models.errors import SourceError
+from onnxforge.models.gguf_source import open_gguf
+from onnxforge.models.hf_folder import NO_PICKLES, PICKLES, open_folder
+from onnxforge.models.source import Source
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FORMS = (
+    "a Hugging Face folder, a hub id (org/name or org/name@revision), a .gguf file, an .onnx file, or a demo "
+    "name "
+    f"({', '.join(DEMOS)})"
+)
+
+
+def open_model(ref: str, *, revision: str | None = None) -> Source:
+    """Find and read a model. Nothing large is loaded: weights are lazy.
+
+    Args:
+        ref: a folder, a ``.gguf`` or ``.onnx`` file, a hub id ``org/name[@revision]``, or a demo name. A path
+            that exists wins over a hub id.
+        revision: branch, tag or commit, for hub ids only.
+
+    Raises:
+        SourceError: nothing by that name, or it cannot be read; every problem found is named.
+        UnsupportedModel: it was read, but cannot be compiled; the message says why.
+    """
+    path = Path(ref).expanduser()
+    if ref not in DEMOS and not _exists(path):
+        name, _, at = ref.partition("@")
+        if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".onnx", *PICKLES):
+            return _open_hub(name, ref, revision or at or None)
+        raise SourceError(_unknown(ref))
+    if revision is not None:
+        raise SourceError(
+            f"A revision ({revision}) belongs to a hub id; {ref!r} is a local model. Leave it out."
+        )
+    if ref in DEMOS and not _exists(path):
+        path = locate_demo(ref)
+    return _open_path(path, ref)
+
+
+def _open_path(path: Path, ref: str) -> Source:
+    if path.is_dir():
+        return open_folder(path, ref)
+    if path.suffix == ".gguf":
+        return open_gguf(path, ref)
+    if path.suffix == ".safetensors":
+        raise SourceError(
+            f"{ref} holds weights only. Name its folder, which holds config.json too: {path.parent}"
+        )
+    if path.suffix in PICKLES:
+        raise SourceError(f"{ref} is a pickle. {NO_PICKLES}.")
+    raise SourceError(f"{ref} is a file of unknown kind {path.suffix!r}. A model is {_FORMS}.")
+
+
+def _open_hub(name: str, ref: str, revision: str | None) -> Source:
+    raise SourceError(f"{name}@{revision}: {ref}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _unknown(ref: str) -> str:
+    nearest = difflib.get_close_matches(ref.lower(), DEMOS, n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"There is no model {ref!r}.{hint} A model is {_FORMS}."
