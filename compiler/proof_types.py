@@ -1,36 +1,27 @@
-"""What a proof is asked, what it may not exceed, and what it answers."""
+"""What a proof is asked, and what it answers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxforge.compiler.targets import BudgetLine
+
 EXPORT = "export"
 """The name under which ``build_reference`` builds the source's own graph: exported, and no pass applied."""
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What a target promises. ``None`` promises nothing; every other line is measured and enforced.
-
-    ``at most`` lines: ``perplexity_ratio``, ``max_abs_logit_diff``, ``mean_kl`` (nats per token),
-    ``max_abs_hidden_diff`` (encoders), ``size_ratio`` (bytes on disk beside the unfused fp32 export).
-    ``at least`` lines: ``min_top1_agreement`` (0 to 1), ``min_cosine`` and ``min_label_agreement``
-    (encoders), and the speed ratios, which are tokens (or sentences) per second of the artifact over the
-    baseline's in the same run.
-    """
-
-    perplexity_ratio: float | None = None
-    max_abs_logit_diff: float | None = None
-    mean_kl: float | None = None
-    min_top1_agreement: float | None = None
-    min_cosine: float | None = None
-    max_abs_hidden_diff: float | None = None
-    min_label_agreement: float | None = None
-    size_ratio: float | None = None
-    decode_speed_ratio: float | None = None
-    prefill_speed_ratio: float | None = None
-    encode_speed_ratio: float | None = None
-
+METRICS: Mapping[str, str] = {
+    "perplexity_ratio": "perplexity over the unfused fp32 export's, same text and windows",
+    "max_abs": "largest absolute difference of any output from the unfused fp32 export's",
+    "mean_kl": "KL divergence from the unfused fp32 export, nats per token",
+    "top1_agreement": "share of positions where both put the same token first",
+    "cosine": "smallest cosine of a pooled sentence with the unfused fp32 export's",
+    "label_agreement": "share of sentences (or tokens) given the same label",
+    "size_ratio": "bytes on disk over the unfused fp32 export's, weights and graph",
+    "decode_speed_ratio": "generated tokens per second over the baseline's in the same run",
+    "prefill_speed_ratio": "prompt tokens per second over the baseline's in the same run",
+    "encode_speed_ratio": "sentences per second over the baseline's in the same run",
+}
+"""What a budget line may be about. Which of them exist depends on the model: a decoder has no cosine."""
 
 BuildReference = Callable[[str, Path], None]
 """``build_reference(target_name, folder)`` writes a loadable artifact (without proof) of the same source
@@ -42,8 +33,9 @@ class ProofOptions:
     """How much to measure, and against what."""
 
     target: str
-    budget: Budget
     build_reference: BuildReference
+    budget: tuple[BudgetLine, ...] = ()
+    """Promises about the keys of :data:`METRICS`. Lines about another kind of model are not looked at."""
     baseline: str = "cpu-fp32"
     """The target whose speed is the yardstick. Its own artifact is held against the unfused export."""
     command: tuple[str, ...] = ()
@@ -62,7 +54,7 @@ class ProofOptions:
     decode_depth: int = 512
     """The second decode test starts after this many tokens."""
     speed: bool = True
-    """``False`` leaves the clocks out (for tests and for machines that are not quiet)."""
+    """``False`` leaves the clocks out (for tests, and for machines that are not quiet)."""
     seed: int = 0
 
 

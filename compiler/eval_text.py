@@ -1,0 +1,169 @@
+"""The text a model is judged on, and the windows it is cut into.
+
+The default text ships with Python itself, so every machine has it: the help topics of ``pydoc_data.topics``.
+Topics in sorted order, those at even positions are the evaluation half; the rest is for calibration. The
+topics quote one another, so the calibration half leaves out every paragraph that the evaluation half holds:
+a model calibrated on one has not seen the other.
+"""
+
+import hashlib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from onnxforge.compiler.errors import CompileError
+
+_PARAGRAPH = re.compile(r"\n[ \t]*\n")
+_SENTENCE_WORDS = range(4, 40)
+
+
+class EvaluationError(CompileError):
+    """The text or the model cannot be evaluated as asked: what was found, and what to do."""
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """A text with a name and a digest, so that a perplexity can be repeated elsewhere."""
+
+    name: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the UTF-8 bytes, in hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything a perplexity depends on besides the model. Never compare numbers across protocols."""
+
+    text: str
+    sha256: str
+    window: int
+    stride: int
+    windows: int
+    windows_in_text: int
+    prefix: tuple[int, ...]
+    """Ids the tokenizer puts before every text (BOS); each window starts with them. Empty for none."""
+    scored_tokens: int
+
+    def sentence(self) -> str:
+        """The protocol as one line of a report."""
+        bos = f"each window starts with ids {list(self.prefix)}" if self.prefix else "no BOS"
+        part = "all" if self.windows == self.windows_in_text else f"{self.windows} evenly spaced"
+        return (
+            f"{self.text} (sha256 {self.sha256[:12]}), {part} of {self.windows_in_text} windows of "
+            f"{self.window} tokens, stride {self.stride}, {bos}, {self.scored_tokens} tokens scored"
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """One run of the model: ``ids`` int64 [1, S], scored from target position ``first`` on."""
+
+    ids: np.ndarray
+    first: int
+
+
+def evaluation_text(path: Path | None = None) -> EvaluationText:
+    """The file at ``path``, or the held-out half of Python's help topics.
+
+    Raises:
+        EvaluationError: the file is missing, empty or not UTF-8.
+    """
+    if path is None:
+        python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+        return EvaluationText(f"pydoc_data.topics of Python {python}, even half", "\n".join(_half(0)))
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise EvaluationError(f"The text {path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8 (byte {error.start}). Convert it first.") from None
+    if not text.strip():
+        raise EvaluationError(f"{path} is empty: there is nothing to score.")
+    return EvaluationText(path.name, text)
+
+
+def calibration_text() -> EvaluationText:
+    """The other half of the help topics, without the paragraphs that the evaluation half quotes too."""
+    held_out = {paragraph.strip() for topic in _half(0) for paragraph in _PARAGRAPH.split(topic)}
+    kept = [p for topic in _half(1) for p in _PARAGRAPH.split(topic) if p.strip() not in held_out]
+    return EvaluationText("pydoc_data.topics, odd half without shared paragraphs", "\n\n".join(kept))
+
+
+def sentences(count: int, text: EvaluationText | None = None) -> list[str]:
+    """``count`` distinct prose sentences, evenly spaced over the text (fewer when it has fewer)."""
+    source = (text or evaluation_text()).text
+    flat = [re.sub(r"\s+", " ", paragraph).strip() for paragraph in _PARAGRAPH.split(source)]
+    split = (piece for paragraph in flat for piece in re.split(r"(?<=[.!?]) (?=[A-Z])", paragraph))
+    prose = list(dict.fromkeys(s for s in split if len(s.split()) in _SENTENCE_WORDS and s[-1] in ".!?"))
+    return [prose[i] for i in _spread(len(prose), count)]
+
+
+def cut(
+    text: EvaluationText,
+    tokenizer: Tokenizer,
+    *,
+    window: int,
+    stride: int | None = None,
+    limit: int | None = None,
+) -> tuple[list[Window], Protocol]:
+    """Tokenize once and cut into windows of ``window`` tokens, ``stride`` apart (default: not overlapping).
+
+    Every token is scored at most once: a window scores its targets that no earlier window scored. With
+    ``limit``, that many windows evenly spaced over the text. A text shorter than one window is one window.
+
+    Raises:
+        EvaluationError: the window or stride makes no sense, or the text has fewer than two tokens.
+    """
+    stride = window if stride is None else stride
+    prefix = bos_prefix(tokenizer)
+    if window < len(prefix) + 2 or not 0 < stride <= window:
+        raise EvaluationError(
+            f"Window {window}, stride {stride}: need a window of 2 or more and 0 < stride <= window."
+        )
+    body = window - len(prefix)
+    stride = min(stride, body)
+    ids = np.asarray(tokenizer.encode(text.text, add_special_tokens=False).ids, dtype=np.int64)
+    if len(ids) < 2:
+        raise EvaluationError(f"{text.name} has {len(ids)} tokens; two are the least that can be scored.")
+    starts = list(range(0, max(len(ids) - body, 0) + 1, stride))
+    chosen = _spread(len(starts), limit if limit is not None else len(starts))
+    head = np.asarray(prefix, dtype=np.int64)
+    windows = []
+    for index in chosen:
+        start = starts[index]
+        piece = np.concatenate([head, ids[start : start + body]])
+        overlap = body - stride if index and index - 1 in chosen else 0
+        windows.append(Window(piece[None, :], max(len(prefix) + overlap, 1)))
+    scored = sum(w.ids.shape[1] - w.first for w in windows)
+    protocol = Protocol(text.name, text.sha256, window, stride, len(windows), len(starts), prefix, scored)
+    return windows, protocol
+
+
+def bos_prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The special ids that this tokenizer puts in front of a text; empty when it puts none."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    for at in range(len(full) - len(bare) + 1):
+        if full[at : at + len(bare)] == bare:
+            return tuple(full[:at])
+    return ()
+
+
+def _half(which: int) -> list[str]:
+    return [topics[name] for name in sorted(topics)[which::2]]
+
+
+def _spread(available: int, wanted: int) -> Sequence[int]:
+    if wanted >= available:
+        return range(available)
+    return [index * available // wanted for index in range(wanted)]

@@ -1,0 +1,117 @@
+"""Everything one proof measured, as one value: the report is written from this and from nothing else."""
+
+import dataclasses
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TypeAlias
+
+from onnxforge.compiler.observe import Ledger
+from onnxforge.compiler.parity import EncoderParity
+from onnxforge.compiler.perplexity import Divergence
+from onnxforge.compiler.proof_layers import LayerError
+from onnxforge.compiler.roofline import Machine, Roofline
+from onnxforge.compiler.speed_types import SpeedReport
+from onnxforge.compiler.traffic import Traffic
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+_PACKAGES = (
+    "onnxforge",
+    "onnxruntime",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "numpy",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One budget line and what was measured for it."""
+
+    line: str
+    measured: float
+    held: bool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The measured facts of one compile."""
+
+    model: str
+    task: str
+    target: str
+    provider: str
+    command: tuple[str, ...]
+    seed: int
+    reference: str
+    """What quality is held against, in words."""
+    baseline: str
+    """What speed is held against, in words."""
+    protocol: str
+    """How quality was scored, in words."""
+    traffic: Traffic
+    reference_traffic: Traffic
+    size: int
+    """Bytes of graph and weights on disk."""
+    reference_size: int
+    ops_before: Mapping[str, int]
+    ops_after: Mapping[str, int]
+    ledger: Ledger
+    divergence: Divergence | None = None
+    encoder: EncoderParity | None = None
+    layers: tuple[LayerError, ...] = ()
+    speed: SpeedReport | None = None
+    baseline_speed: SpeedReport | None = None
+    machine: Machine | None = None
+    rooflines: tuple[Roofline, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a reader must know to read the numbers rightly: what was not measured, and why."""
+    summary: Mapping[str, float | str | bool] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number; packages that are absent are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """The processor as it names itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def to_json(value: object) -> Json:
+    """Dataclasses, with their properties left out, tuples and mappings as plain JSON; no NaN, no infinity."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a {type(value).__name__} has no JSON form")

@@ -1,0 +1,93 @@
+"""A graph under examination: one ONNX Runtime session, fed by name with whole sequences and an empty cache.
+
+The runtime decides how an artifact is *used*; a proof must not depend on that, so it talks to ONNX Runtime
+itself and asks for any value by name.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+from onnxforge.compiler.eval_text import EvaluationError
+from onnxforge.runtimes.artifact import Manifest, read_manifest
+
+
+def threads() -> int:
+    """Cores this process may run on: what every measurement of a proof uses."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class GraphSession:
+    """The graph of one artifact folder, ready to answer."""
+
+    def __init__(self, folder: Path, *, manifest: Manifest | None = None, graph: Path | None = None) -> None:
+        """Open ``folder``'s graph (or ``graph`` in its place) with the session options its manifest names."""
+        self.folder = folder
+        self.manifest = manifest or read_manifest(folder)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads()
+        options.log_severity_level = 3
+        for key, value in self.manifest.session.items():
+            options.add_session_config_entry(key, value)
+        path = graph or folder / self.manifest.graph
+        self._session = ort.InferenceSession(str(path), options, providers=[self.manifest.provider])
+        self._inputs = {i.name: i for i in self._session.get_inputs()}
+        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether the graph carries a key-value cache."""
+        return any(name.startswith("past_key_values.") for name in self._inputs)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that travels with the artifact.
+
+        Raises:
+            EvaluationError: the folder has none.
+        """
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise EvaluationError(f"{self.folder} has no tokenizer.json, so text cannot be scored.")
+        return Tokenizer.from_file(str(path))
+
+    def run(
+        self, ids: np.ndarray, mask: np.ndarray | None = None, fetch: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run int64 ``ids`` [B, S] from an empty cache; ``mask`` int64 [B, S] marks real tokens.
+
+        Returns the fetched outputs by name (default: all); floating point comes back as float32.
+        """
+        wanted = list(fetch) if fetch is not None else list(self.outputs)
+        values = self._session.run(wanted, self.feeds(ids, np.ones_like(ids) if mask is None else mask))
+        return {
+            name: value.astype(np.float32) if value.dtype == np.float16 else value
+            for name, value in zip(wanted, values, strict=True)
+        }
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [S, V]: the next-token logits at every position of one sequence ``ids`` [1, S]."""
+        logits: np.ndarray = self.run(ids, fetch=["logits"])["logits"][0]
+        return logits
+
+    def feeds(self, ids: np.ndarray, mask: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Every input by name: ids, mask, positions, zero token types, and an empty cache."""
+        known = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        feeds = {name: value for name, value in known.items() if name in self._inputs}
+        for name, spec in self._inputs.items():
+            if name in feeds:
+                continue
+            if not name.startswith("past_key_values."):
+                raise EvaluationError(f"{self.folder}: the graph wants {name!r}, which a proof cannot feed.")
+            _, heads, _, width = spec.shape
+            dtype = np.float16 if spec.type == "tensor(float16)" else np.float32
+            feeds[name] = np.zeros((ids.shape[0], heads, 0, width), dtype)
+        return feeds
