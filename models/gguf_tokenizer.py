@@ -18,8 +18,7 @@ from onnxforge.models.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from onnxforge.models.source import Json
 
 _TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
-"""Control tokens that end an assistant's turn in the published chat formats; where one exists, it stops "
-"generation."""
+"""Control tokens that end a turn in the published chat formats; where one exists, it stops generation."""
 
 
 class TokenType(IntEnum):
@@ -43,8 +42,7 @@ class Vocabulary:
     metadata: Mapping[str, Value]
 
     def special(self, name: str) -> int | None:
-        """Id of ``bos``, ``eos``, ``unknown``, ``padding``, ``eot`` ... if the file names one within "
-        "range."""
+        """Id of ``bos``, ``eos``, ``unknown``, ``padding``, ``eot`` ... if the file names one."""
         value = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
         known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.tokens)
         return int(value) if known and isinstance(value, int) else None

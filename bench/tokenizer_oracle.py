@@ -1,0 +1,172 @@
+"""Our tokenizer for a GGUF file against llama.cpp's, on generated text.
+
+    pip install llama-cpp-python tokenizers numpy gguf onnx-ir
+    python bench/tokenizer_oracle.py [model.gguf] [--texts 500] [--pre NAME]
+
+Without a file, the demo model's. llama.cpp loads the vocabulary only. Both sides parse special tokens in the
+text and add BOS where the file says so. ``--pre`` first rewrites ``tokenizer.ggml.pre`` in a copy that holds no
+weights, so that every cutting rule can be compared with one vocabulary (``--pre all`` runs them all).
+Exit code 1 when any text differs.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from llama_cpp import Llama
+from tokenizers import Tokenizer
+
+from onnxforge.models.demo import locate_demo
+from onnxforge.models.gguf_file import GgufFile, read_gguf
+from onnxforge.models.gguf_pretokenizers import PRE_TOKENIZERS
+from onnxforge.models.gguf_tokenizer import tokenizer_files
+
+_WORDS = (
+    "the model isn't THERE they'll We'VE naïve Straße façade Ελληνικά русский язык Українська עברית العربية "
+    "हिन्दी "
+    "ไทย 日本語 漢字かな交じり文 中文分词 한국어 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 Ⅷ ½ ² ٣٤٥ ೧೨ camelCase snake_case HTTPServer x86_64 e.g. "
+    "co-operate rock'n'roll O'Neil 'twas it's I'm you're"
+).split()
+_CODE = (
+    "def f(x: int) -> str:\n    return f'{x!r:>10}'\n",
+    "for (int i = 0; i < n; ++i) { sum += a[i] * 0x1F; }",
+    "\tif a != b && c <= d:\n\t\tpass  # TODO\n\n\n",
+    "SELECT * FROM \"t\" WHERE id=42 AND name LIKE '%x_%';",
+    '<div class="a b">&nbsp;</div>\r\n',
+    "#include <stdio.h>\r\n\r\nint main(void){return 0;}",
+)
+_NUMBERS = (
+    "7",
+    "42",
+    "1984",
+    "3.14159",
+    "1,000,000",
+    "-273.15",
+    "0b1011",
+    "2026-11-21T10:59:03Z",
+    "١٢٣",
+    "1e-05",
+    "½¾",
+)
+_EMOJI = ("🙂", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇫🇷", "✨✨✨", "👍🏽", "☕️", "♥")
+_SPACES = (" ", "  ", "   ", "\t", "\n", "\n\n", " \n ", "\r\n", "\u00a0", "\u3000", "\u2009", "        ")
+_MARKS = (
+    ".",
+    ",",
+    "!",
+    "?!",
+    "...",
+    "—",
+    "«",
+    "»",
+    "。",
+    "、",
+    "://",
+    "@",
+    "#",
+    "$",
+    "€",
+    "()",
+    "[]",
+    "_",
+    "'",
+    '"',
+    "`",
+)
+
+
+def texts(count: int, specials: list[str], seed: int = 20260101) -> list[str]:
+    """``count`` strings that mix words, digits, code, spaces, emoji, marks and special tokens."""
+    rng = random.Random(seed)
+    pools = (_WORDS, _WORDS, _CODE, _NUMBERS, _EMOJI, _SPACES, _SPACES, _MARKS, tuple(specials) or (" ",))
+    fixed = [
+        "",
+        " ",
+        "\n",
+        "a",
+        " a",
+        "  a",
+        "a ",
+        "1",
+        " 1",
+        "12 ",
+        "\u200b",
+        "é",
+        "e\u0301",
+        "\ufeff",
+        "\U0010ffff",
+    ]
+    made = list(fixed)
+    while len(made) < count:
+        pieces = [rng.choice(rng.choice(pools)) for _ in range(rng.randint(1, 24))]
+        made.append(rng.choice(("", " ")).join(pieces))
+    return made[:count]
+
+
+def compare(path: Path, file: GgufFile, count: int) -> int:
+    """Print matches and mismatches for one file; return the number of mismatches."""
+    ours = Tokenizer.from_str(tokenizer_files(file, 2048)["tokenizer.json"].decode())
+    theirs = Llama(str(path), vocab_only=True, verbose=False)
+    specials = [token.content for token in ours.get_added_tokens_decoder().values()][:8]
+    wrong = 0
+    for text in texts(count, specials):
+        mine = ours.encode(text).ids
+        reference = theirs.tokenize(text.encode(), add_bos=True, special=True)
+        if mine != reference:
+            wrong += 1
+            if wrong <= 5:
+                print(f"  differs: {text!r}\n    ours      {mine}\n    llama.cpp {reference}")
+    print(f"{file.metadata.get('tokenizer.ggml.pre')}: {count - wrong}/{count} texts give the same token ids")
+    return wrong
+
+
+def with_rule(file: GgufFile, rule: str, folder: Path) -> Path:
+    """A copy of the file's tokenizer, without weights, under another cutting rule."""
+    from gguf import GGUFWriter
+
+    path = folder / f"{rule}.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(2048)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    metadata = file.metadata
+    writer.add_tokenizer_model(str(metadata["tokenizer.ggml.model"]))
+    writer.add_tokenizer_pre(rule)
+    writer.add_token_list(list(metadata["tokenizer.ggml.tokens"]))
+    writer.add_token_types(list(metadata["tokenizer.ggml.token_type"]))
+    writer.add_token_merges(list(metadata["tokenizer.ggml.merges"]))
+    writer.add_bos_token_id(int(metadata["tokenizer.ggml.bos_token_id"]))
+    writer.add_eos_token_id(int(metadata["tokenizer.ggml.eos_token_id"]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def main() -> int:
+    """Run the comparison that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", type=Path, help="a GGUF file (default: the demo model)")
+    parser.add_argument("--texts", type=int, default=500)
+    parser.add_argument("--pre", help="compare under this cutting rule, or 'all'")
+    options = parser.parse_args()
+    path = options.model or locate_demo("smollm2-135m")
+    file = read_gguf(path)
+    if options.pre is None:
+        return int(compare(path, file, options.texts) > 0)
+    rules = sorted(PRE_TOKENIZERS) if options.pre == "all" else [options.pre]
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [with_rule(file, rule, Path(folder)) for rule in rules]
+        return int(sum(compare(copy, read_gguf(copy), options.texts) for copy in copies) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
