@@ -4,8 +4,8 @@
     python bench/tokenizer_oracle.py [model.gguf] [--texts 500] [--pre NAME]
 
 Without a file, the demo model's. llama.cpp loads the vocabulary only. Both sides parse special tokens in the
-text and add BOS where the file says so. ``--pre`` first rewrites ``tokenizer.ggml.pre`` in a copy that holds no
-weights, so that every cutting rule can be compared with one vocabulary (``--pre all`` runs them all).
+text and add BOS where the file says so. ``--pre`` first rewrites ``tokenizer.ggml.pre`` in a copy that holds
+no weights, so that every cutting rule can be compared with one vocabulary (``--pre all`` runs them all).
 Exit code 1 when any text differs.
 """
 
@@ -24,11 +24,34 @@ from onnxforge.models.gguf_pretokenizers import PRE_TOKENIZERS
 from onnxforge.models.gguf_tokenizer import tokenizer_files
 
 _WORDS = (
-    "the model isn't THERE they'll We'VE naïve Straße façade Ελληνικά русский язык Українська עברית العربية "
-    "हिन्दी "
-    "ไทย 日本語 漢字かな交じり文 中文分词 한국어 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 Ⅷ ½ ² ٣٤٥ ೧೨ camelCase snake_case HTTPServer x86_64 e.g. "
-    "co-operate rock'n'roll O'Neil 'twas it's I'm you're"
-).split()
+    *(
+        "the",
+        "model",
+        "isn't",
+        "THERE",
+        "they'll",
+        "We'VE",
+        "naïve",
+        "Straße",
+        "façade",
+        "Ελληνικά",
+        "русский",
+    ),
+    *(
+        "язык",
+        "Українська",
+        "עברית",
+        "العربية",
+        "हिन्दी",
+        "ไทย",
+        "日本語",
+        "漢字かな交じり文",
+        "中文分词",
+        "한국어",
+    ),
+    *("𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "Ⅷ", "½", "²", "٣٤٥", "೧೨", "camelCase", "snake_case", "HTTPServer", "x86_64", "e.g."),
+    *("co-operate", "rock'n'roll", "O'Neil", "'twas", "it's", "I'm", "you're"),
+)
 _CODE = (
     "def f(x: int) -> str:\n    return f'{x!r:>10}'\n",
     "for (int i = 0; i < n; ++i) { sum += a[i] * 0x1F; }",
