@@ -32,9 +32,8 @@ def contained(folder: Path, name: str) -> Path:
     """
     root = folder.resolve()
     target = (folder / name).resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+    snapshots = [place.parent for place in (root, *root.parents) if place.parent.name == "snapshots"]
+    allowed = [root, *(place.parent / "blobs" for place in snapshots[:1])]
     if any(target.is_relative_to(place) for place in allowed):
         return target
     raise SourceError(

@@ -8,6 +8,7 @@ from onnxforge.models.demo import DEMOS, locate_demo
 from onnxforge.models.errors import SourceError
 from onnxforge.models.gguf_source import open_gguf
 from onnxforge.models.hf_folder import NO_PICKLES, PICKLES, open_folder
+from onnxforge.models.onnx_source import open_onnx
 from onnxforge.models.source import Source
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,6 +51,8 @@ def _open_path(path: Path, ref: str) -> Source:
         return open_folder(path, ref)
     if path.suffix == ".gguf":
         return open_gguf(path, ref)
+    if path.suffix == ".onnx":
+        return open_onnx(path, ref)
     if path.suffix == ".safetensors":
         raise SourceError(
             f"{ref} holds weights only. Name its folder, which holds config.json too: {path.parent}"
