@@ -5,7 +5,6 @@ options are the fields of the pass, so their names and types are known without a
 """
 
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Union
 
 from onnxforge.compiler.errors import RequestRefused
+from onnxforge.compiler.nearest import nearest
 from onnxforge.passes import registry
 from onnxforge.passes.base import GraphPass
 
@@ -62,12 +62,6 @@ def edit(
         _must_be_known(name, [p.pass_name() for p in edited], "pass", " in this target")
         edited = [_with_option(p, option, value) if p.pass_name() == name else p for p in edited]
     return tuple(edited)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean `x`?`` or nothing, for messages about unknown names."""
-    close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "."
 
 
 def _must_be_known(name: str, known: Sequence[str], what: str, where: str) -> None:

@@ -28,6 +28,7 @@ from onnxforge.compiler.failpoints import failpoint
 MANIFEST = "artifact.json"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
@@ -51,6 +52,8 @@ def staging(output: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
+        if not _concerns(error, output):
+            raise
         raise PublishRefused(_os_paragraph(error, output)) from error
 
 
@@ -133,7 +136,7 @@ def _remove_stale(output: Path) -> None:
 
 
 def _exchange(folder: Path, output: Path) -> None:
-    """Swap two folders atomically where the kernel can; elsewhere with two renames, the old one kept aside."""
+    """Swap two folders in one step where the kernel can; elsewhere by two renames, the old one kept aside."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         paths = (os.fsencode(folder), os.fsencode(output))
@@ -166,10 +169,21 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _concerns(error: OSError, output: Path) -> bool:
+    """Whether ``error`` is about writing the artifact; reading the model can fail inside the block too."""
+    if error.errno in _DISK_FULL:
+        return True
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return False
+    named = Path(os.fsdecode(error.filename))
+    ours = output.parent / f".{output.name}."
+    return named in (output, *output.parents) or str(named).startswith(str(ours))
+
+
 def _os_paragraph(error: OSError, output: Path) -> str:
     where = error.filename or output
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             free = shutil.disk_usage(output.parent).free
             reason, advice = (
                 f"the disk is full ({free / 1e6:,.1f} MB free)",

@@ -1,7 +1,7 @@
 """Writing the graph and its weights: ``onnx/model.onnx`` and ``onnx/model.onnx_data``, tensor by tensor.
 
-The data file's name has an underscore because transformers.js hard-codes it. Lazy weights are computed, written
-and dropped one at a time, so the peak is one tensor. Equal models give equal bytes.
+The data file's name has an underscore because transformers.js hard-codes it. Lazy weights are computed,
+written and dropped one at a time, so the peak is one tensor. Equal models give equal bytes.
 """
 
 import os
@@ -95,7 +95,7 @@ def _reference(tensor: ir.TensorProtocol, name: str, path: Path, offset: int) ->
 
 def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     """Write the little-endian bytes of ``tensor``, without a second copy in memory where it knows how."""
-    if isinstance(tensor, ir.TensorBase):
+    if hasattr(tensor, "tofile"):
         tensor.tofile(file)
     else:
         file.write(tensor.tobytes())

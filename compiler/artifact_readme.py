@@ -1,0 +1,91 @@
+"""The artifact's own README: what it is and how to load it. Nothing in it changes between two compiles."""
+
+from onnxforge.compiler.graph_facts import GraphFacts
+from onnxforge.compiler.targets import Target
+from onnxforge.models.source import Source
+
+_DECODER = """\
+## Load it
+
+```python
+from onnxforge.runtimes import load  # onnxruntime, numpy, tokenizers: no torch
+
+model = load("{here}")
+print(model.generate("Once upon a time", max_new_tokens=64).text)
+```
+
+```python
+import onnxruntime_genai as og
+
+model = og.Model("{here}")
+tokenizer = og.Tokenizer(model)
+params = og.GeneratorParams(model)
+params.set_search_options(max_length=128)
+generator = og.Generator(model, params)
+generator.append_tokens(tokenizer.encode("Once upon a time"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+```
+
+```python
+from optimum.onnxruntime import ORTModelForCausalLM  # optimum-onnx
+
+model = ORTModelForCausalLM.from_pretrained("{here}", subfolder="onnx")
+```
+
+```js
+import {{ pipeline }} from "@huggingface/transformers";
+
+const generate = await pipeline("text-generation", "{here}", {{ dtype: "fp32" }});
+```
+
+Plain onnxruntime opens `onnx/model.onnx`. Feed `{inputs}` (int64) and {layers} pairs
+`past_key_values.N.key/value` (float32 `[batch_size, {kv_heads}, past_sequence_length, {head_size}]`, past
+length 0 at the start); take `logits` and `present.N.key/value`. `attention_mask` covers past and new tokens.
+Pad on the right.
+"""
+
+_ENCODER = """\
+## Load it
+
+```python
+from onnxforge.runtimes import load  # onnxruntime, numpy, tokenizers: no torch
+
+model = load("{here}")
+vectors = model.encode(["a sentence", "another"], normalize_embeddings=True)
+```
+
+```python
+import onnxruntime as ort
+
+session = ort.InferenceSession("{here}/onnx/model.onnx")  # feed {inputs}, int64 [batch_size, sequence_length]
+```
+
+```js
+import {{ pipeline }} from "@huggingface/transformers";
+
+const extract = await pipeline("feature-extraction", "{here}", {{ dtype: "fp32" }});
+```
+"""
+
+
+def readme(source: Source, facts: GraphFacts, target: Target, task: str) -> str:
+    """Markdown for the artifact's root."""
+    name = str(source.config.get("model_type", "model"))
+    body = (_DECODER if facts.layers else _ENCODER).format(
+        here="path/to/this/folder",
+        inputs=", ".join(i for i in facts.inputs if not i.startswith("past_")),
+        layers=facts.layers,
+        kv_heads=facts.kv_heads,
+        head_size=facts.head_size,
+    )
+    return (
+        f"# {name} for {target.name}\n\n"
+        f"{target.summary[:1].upper()}{target.summary[1:]}. Task: `{task}`. Compiled by onnxforge.\n\n"
+        "| file | what |\n|---|---|\n"
+        "| `onnx/model.onnx`, `onnx/model.onnx_data` | the graph and its weights |\n"
+        "| `artifact.json` | passes, versions, source digests, sha256 of every file |\n"
+        "| `report/` | what was measured against the source |\n\n"
+        "`onnxforge verify` checks every byte of this folder; `onnxforge inspect` shows the graph.\n\n" + body
+    )

@@ -1,0 +1,92 @@
+"""From an exported graph to a loadable folder: passes, expectations, weights, sidecars, manifest."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxforge.compiler import pipeline, publish
+from onnxforge.compiler.expectations import check_expectations
+from onnxforge.compiler.failpoints import failpoint
+from onnxforge.compiler.graph_facts import graph_facts
+from onnxforge.compiler.manifest import manifest_for
+from onnxforge.compiler.observe import Ledger, PassRecord, run_passes
+from onnxforge.compiler.progress import Progress, Silent, describe
+from onnxforge.compiler.save import save_model, weight_bytes
+from onnxforge.compiler.sidecars import sidecars
+from onnxforge.compiler.targets import Target
+from onnxforge.models.source import Source
+from onnxforge.runtimes.artifact import Manifest, write_manifest
+
+_GRAPH_ROOM = 16 << 20
+"""Room on the disk for the graph, the sidecars and the report: a guess on the large side, in bytes."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A folder that loads."""
+
+    model: ir.Model
+    ledger: Ledger
+    manifest: Manifest
+
+
+def build(
+    source: Source,
+    exported: ir.Model,
+    target: Target,
+    task: str,
+    folder: Path,
+    *,
+    name: str,
+    progress: Progress | None = None,
+) -> Built:
+    """Run ``target``'s passes on a copy of ``exported`` and write an unproven artifact into ``folder``."""
+    watch = progress or Silent()
+    model = exported.clone()
+    ledger = _run(model, target, watch)
+    facts = graph_facts(model)
+    check_expectations(target, facts.kind, ledger)
+    failpoint("after-passes")
+
+    context_length = int(model.metadata_props["onnxforge.context_length"])
+    model.metadata_props.pop("onnxforge.source", None)  # equal models give equal bytes, wherever they lie
+    size = weight_bytes(model)
+    publish.require_space(folder, size + _GRAPH_ROOM + sum(map(len, source.sidecars.values())))
+    watch.begin("write weights")
+    written = save_model(model, folder, on_bytes=watch.advance)
+    watch.end(f"{sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
+    failpoint("after-weights")
+
+    files = sidecars(
+        source, facts, target, task=task, context_length=context_length, external_data=len(written) > 1
+    )
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    failpoint("before-manifest")
+    manifest = manifest_for(
+        folder, source=source, facts=facts, target=target, task=task, context_length=context_length, name=name
+    )
+    write_manifest(folder, manifest)
+    failpoint("after-manifest")
+    return Built(model, ledger, manifest)
+
+
+def _run(model: ir.Model, target: Target, watch: Progress) -> Ledger:
+    passes = pipeline.parse(target.passes)
+    names = iter([*(p.pass_name() for p in passes), ""])
+    watch.begin(next(names))
+
+    def done(record: PassRecord) -> None:
+        watch.advance(record.before.weight_bytes)
+        watch.end(describe(record))
+        if following := next(names):
+            watch.begin(following)
+
+    return run_passes(model, passes, on_done=done)
+
+
+def normalised(target: Target) -> Target:
+    """``target`` with its passes spelled the one canonical way, as the manifest records them."""
+    return replace(target, passes=tuple(p.text() for p in pipeline.parse(target.passes)))

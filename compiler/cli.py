@@ -1,0 +1,82 @@
+"""The command line: two console scripts, every verb, and how a failure becomes one paragraph."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import typer
+
+from onnxforge.compiler.cmd_compile import compile_
+from onnxforge.compiler.cmd_doctor import doctor
+from onnxforge.compiler.cmd_inspect import inspect
+from onnxforge.compiler.cmd_targets import targets
+from onnxforge.compiler.cmd_verify import verify
+
+_VERBS: Mapping[str, Callable[..., None]] = {
+    "compile": compile_,
+    "inspect": inspect,
+    "verify": verify,
+    "targets": targets,
+    "doctor": doctor,
+}
+
+
+def main() -> None:
+    """``onnxforge VERB ...``."""
+    app = _app("Compile transformer models to ONNX, prove the result, and run it.")
+    for name, verb in _VERBS.items():
+        app.command(name)(verb)
+    sys.exit(run_app(app, sys.argv[1:]))
+
+
+def compile_main() -> None:
+    """``compile MODEL ...``: the same as ``onnxforge compile``."""
+    app = _app("")
+    app.command("compile")(compile_)
+    sys.exit(run_app(app, sys.argv[1:]))
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Run ``app`` and return its exit code; failures go to stderr as one paragraph (``--debug`` raises them).
+
+    With ``--json`` the failure goes to stdout too, as ``{"error": {"kind", "message", "exit_code"}}``.
+    """
+    try:
+        app(args=list(arguments))
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has gone. Python would complain again while it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _report(error, as_json="--json" in arguments)
+    return 0
+
+
+def _app(text: str) -> typer.Typer:
+    return typer.Typer(
+        help=text or None,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    from onnxforge.compiler.failures import explain
+
+    failure = explain(error)
+    if as_json:
+        content = {"kind": failure.kind, "message": failure.message, "exit_code": failure.exit_code}
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({"error": content}))
+    print(f"error: {failure.message}", file=sys.stderr)
+    return failure.exit_code

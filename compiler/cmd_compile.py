@@ -1,0 +1,146 @@
+"""``compile MODEL --target T -o DIR``: the headline."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onnxforge.compiler.options import AsJson, Debug
+from onnxforge.compiler.recipe import Recipe
+
+if TYPE_CHECKING:
+    from onnxforge.compiler.request import CompileResult
+
+_Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder, org/name@revision, .gguf or .onnx file, or demo name.",
+        show_default=False,
+    ),
+]
+_Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", "-t", help="Where it is to run (see `onnxforge targets`), or the path of a .toml."
+    ),
+]
+_Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder to write. An artifact there is replaced whole.")
+]
+_Task = Annotated[
+    str | None,
+    typer.Option(help="optimum's task name or a synonym. Default: what the configuration implies."),
+]
+_Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of a pass.")
+]
+_Without = Annotated[list[str] | None, typer.Option("--without", metavar="PASS", help="Leave a pass out.")]
+_Config = Annotated[Path | None, typer.Option("--config", help="Replay a recipe that --dry-run printed.")]
+_EvalText = Annotated[
+    Path | None,
+    typer.Option(help="UTF-8 text for the perplexity. Default: a held-out part of Python's own docs."),
+]
+
+
+def compile_(
+    model: _Model = None,
+    target: _Target = None,
+    output: _Output = None,
+    task: _Task = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    set_: _Set = None,
+    without: _Without = None,
+    config: _Config = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe as JSON and stop.")] = False,
+    proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Measure against the source.")] = True,
+    eval_text: _EvalText = None,
+    allow_missed_budget: Annotated[
+        bool, typer.Option("--allow-missed-budget", help="Publish even if the result is worse than promised.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compile MODEL into one folder that plain ONNX Runtime runs, and prove it against its source."""
+    recipe = plan(model, target, task, revision, tuple(set_ or ()), tuple(without or ()), config)
+    if dry_run:
+        from onnxforge.compiler.recipe import to_json
+
+        print(to_json(recipe))
+        return
+    if output is None:
+        raise typer.BadParameter("say where the artifact goes: -o DIR", param_hint="--output")
+
+    from onnxforge.compiler.driver import compile_model
+    from onnxforge.compiler.progress import progress
+    from onnxforge.compiler.request import CompileRequest
+
+    request = CompileRequest(
+        model=recipe.model,
+        output=output,
+        target=recipe.target,
+        task=recipe.task,
+        revision=recipe.revision,
+        proof=proof,
+        eval_text=eval_text,
+        allow_missed_budget=allow_missed_budget,
+        command=("compile", *sys.argv[1:]),
+    )
+    with progress() as watch:
+        result = compile_model(request, progress=watch)
+    print(json.dumps(_plain(result)) if as_json else _sentence(result))
+
+
+def plan(
+    model: str | None,
+    target: str | None,
+    task: str | None,
+    revision: str | None,
+    settings: tuple[str, ...],
+    without: tuple[str, ...],
+    config: Path | None,
+) -> Recipe:
+    """The recipe that the options ask for, with every name in it checked.
+
+    Raises:
+        RequestRefused: an unknown target, pass, option or value; a recipe and a target at once.
+    """
+    from onnxforge.compiler import pipeline
+    from onnxforge.compiler.errors import RequestRefused
+    from onnxforge.compiler.recipe import read_recipe
+    from onnxforge.compiler.target_file import find_target
+
+    if config is not None and target is not None:
+        raise RequestRefused("Give --target or --config, not both: a recipe has its target inside.")
+    if config is not None:
+        recipe = read_recipe(config)
+    elif target is not None:
+        recipe = Recipe("", find_target(target))
+    else:
+        raise RequestRefused("Say what to compile for: --target cpu-int8 (see `onnxforge targets`).")
+    if not (model or recipe.model):
+        raise RequestRefused(
+            "Say what to compile: a folder, org/name, a .gguf or .onnx file, or smollm2-135m."
+        )
+    edited = pipeline.edit(pipeline.parse(recipe.target.passes), settings=settings, without=without)
+    return Recipe(
+        model=model or recipe.model,
+        target=dataclasses.replace(recipe.target, passes=tuple(p.text() for p in edited)),
+        task=task or recipe.task,
+        revision=revision or recipe.revision,
+    )
+
+
+def _plain(result: "CompileResult") -> dict[str, object]:
+    return {**dataclasses.asdict(result), "output": str(result.output)}
+
+
+def _sentence(result: "CompileResult") -> str:
+    proof = ", ".join(f"{key} {value}" for key, value in result.summary.items() if key != "content_digest")
+    return (
+        f"{result.output}: {result.task} for {result.target}, {result.size / 1e6:.1f} MB in "
+        f"{result.seconds:.1f} s, content {result.content_digest[:12]} ({proof})"
+    )

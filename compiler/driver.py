@@ -1,0 +1,173 @@
+"""One compile, from a model's name to a published artifact. Nothing flows back."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxforge.compiler import publish
+from onnxforge.compiler.build import Built, build, normalised
+from onnxforge.compiler.errors import BudgetMissed
+from onnxforge.compiler.failpoints import failpoint
+from onnxforge.compiler.manifest import file_records
+from onnxforge.compiler.observe import Ledger
+from onnxforge.compiler.progress import Progress, Silent
+from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
+from onnxforge.compiler.recipe import Recipe, to_json
+from onnxforge.compiler.request import CompileRequest, CompileResult
+from onnxforge.compiler.selfcheck import self_check
+from onnxforge.compiler.targets import TARGETS, Target
+from onnxforge.models.source import Source
+from onnxforge.runtimes.artifact import Manifest, write_manifest
+
+Prove = Callable[[Path, Source, ir.Model | None, ProofOptions, Ledger], Proof]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the house that a compile calls on, so that a test can put a stand-in for each."""
+
+    open_model: Callable[[str, str | None], Source]
+    resolve_task: Callable[[Source, str | None], str]
+    export_model: Callable[[Source, str], ir.Model]
+    self_check: Callable[[Path], None]
+    prove: Prove
+
+
+def compile_model(
+    request: CompileRequest, *, parts: Parts | None = None, progress: Progress | None = None
+) -> CompileResult:
+    """Compile ``request.model`` and publish the artifact at ``request.output``, whole or not at all.
+
+    Raises:
+        SourceError, UnsupportedModel: the model cannot be read or exported.
+        PassRefused, PassFailed, ExpectationMissed: a rewrite did not do what the target asks of it.
+        PublishRefused: the artifact cannot be written there.
+        SelfCheckFailed, BudgetMissed: it was written, checked, found wanting, and not published.
+    """
+    parts, watch, started = parts or house(), progress or Silent(), time.perf_counter()
+    target = normalised(request.target)
+    with publish.staging(request.output) as folder:
+        source, task, exported = _export(request, parts, watch, len(target.passes))
+        built = build(source, exported, target, task, folder, name=request.output.name, progress=watch)
+
+        watch.begin("self-check")
+        parts.self_check(folder)
+        watch.end("loads and runs")
+
+        proof = Proof()
+        if request.proof:
+            proof = _proven(request, parts, watch, folder, source, exported, built)
+        manifest = _seal(folder, built.manifest, request, proof)
+        publish.swap(folder, request.output)
+    return CompileResult(
+        output=request.output,
+        task=task,
+        target=target.name,
+        passes=target.passes,
+        content_digest=str(manifest.summary["content_digest"]),
+        size=sum(record.size for record in manifest.files),
+        seconds=time.perf_counter() - started,
+        summary=manifest.summary,
+        missed=proof.missed,
+    )
+
+
+def house() -> Parts:
+    """The real parts. They load torch and ONNX Runtime, so only a compile asks for them."""
+    from onnxforge.models import export_model, open_model
+    from onnxforge.models.tasks import parse_task, task_for
+
+    return Parts(
+        open_model=lambda ref, revision: open_model(ref, revision=revision),
+        resolve_task=lambda source, task: str(parse_task(task)) if task else task_for(source),
+        export_model=export_model,
+        self_check=self_check,
+        prove=_prove,
+    )
+
+
+def _prove(
+    staging: Path, source: Source, model: ir.Model | None, options: ProofOptions, ledger: Ledger
+) -> Proof:
+    from onnxforge.compiler.proof import prove  # with the plots: an unproven compile does not pay for them
+
+    return prove(staging, source, model, options, ledger)
+
+
+def _export(
+    request: CompileRequest, parts: Parts, watch: Progress, passes: int
+) -> tuple[Source, str, ir.Model]:
+    watch.begin("open")
+    source = parts.open_model(request.model, request.revision)
+    size = sum(tensor.nbytes for tensor in source.weights.values())
+    watch.plan(size * (passes + 2))
+    watch.end(f"{source.kind}, {len(source.weights)} tensors, {size / 1e6:.1f} MB")
+    watch.begin("export")
+    task = parts.resolve_task(source, request.task)
+    exported = parts.export_model(source, task)
+    watch.advance(size)
+    watch.end(f"{task}, {exported.graph.num_nodes()} nodes")
+    failpoint("after-export")
+    return source, task, exported
+
+
+def _proven(
+    request: CompileRequest,
+    parts: Parts,
+    watch: Progress,
+    folder: Path,
+    source: Source,
+    exported: ir.Model,
+    built: Built,
+) -> Proof:
+    """Measure and write the report; refuse to go on when the budget is missed."""
+
+    def build_reference(name: str, into: Path) -> None:
+        into.mkdir(parents=True, exist_ok=True)
+        build(source, exported, _reference_target(name), built.manifest.task, into, name=name)
+
+    watch.begin("proof")
+    options = ProofOptions(
+        target=request.target.name,
+        build_reference=build_reference,
+        budget=request.target.budget,
+        command=request.command,
+        text=request.eval_text,
+    )
+    proof = parts.prove(folder, source, built.model, options, built.ledger)
+    watch.end("; ".join(proof.missed) or "within budget")
+    if proof.missed and not request.allow_missed_budget:
+        kept = Path(tempfile.mkdtemp(prefix="onnxforge-report-"))
+        shutil.copytree(folder / "report", kept, dirs_exist_ok=True)
+        raise BudgetMissed(
+            f"Target `{request.target.name}` misses its budget: {'; '.join(proof.missed)}. "
+            f"Nothing was published; the report is in {kept}. "
+            "Publish it all the same with `--allow-missed-budget`."
+        )
+    return proof
+
+
+def _seal(folder: Path, manifest: Manifest, request: CompileRequest, proof: Proof) -> Manifest:
+    """Add the recipe and the numbers, and write the manifest that is published: the last file of all."""
+    recipe = Recipe(request.model, request.target, manifest.task, request.revision)
+    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report" / "recipe.json").write_text(to_json(recipe) + "\n", encoding="utf-8")
+    sealed = replace(
+        manifest,
+        files=file_records(folder, manifest.files),
+        summary={**manifest.summary, **proof.summary, "proof": request.proof},
+    )
+    write_manifest(folder, sealed)
+    failpoint("after-seal")
+    return sealed
+
+
+def _reference_target(name: str) -> Target:
+    if name == EXPORT:
+        return Target(name=EXPORT, summary="the source's own graph", passes=())
+    return next(target for target in TARGETS if target.name == name)

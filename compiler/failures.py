@@ -1,0 +1,49 @@
+"""Every exception that may reach the command line: the paragraph it is told in, and its exit code."""
+
+from dataclasses import dataclass
+
+from onnxforge.compiler.errors import CompileError
+from onnxforge.models.errors import SourceError, UnsupportedModel
+from onnxforge.passes.base import PassRefused
+from onnxforge.runtimes.errors import (
+    ArtifactError,
+    ContextOverflow,
+    GenerationCancelled,
+    NumericalError,
+    RequestError,
+)
+
+_REFUSED = (SourceError, UnsupportedModel, PassRefused, ArtifactError, ContextOverflow, RequestError)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failure, ready to be told."""
+
+    kind: str
+    message: str
+    exit_code: int
+
+
+def explain(error: Exception) -> Failure:
+    """How to tell of ``error``: 2 for input that was refused, 3 for a missed budget, 130 for an interrupted
+    request, 1 for what should not happen."""
+    kind, message = type(error).__name__, one_paragraph(str(error))
+    if isinstance(error, CompileError):
+        return Failure(kind, message, error.exit_code)
+    if isinstance(error, _REFUSED):
+        return Failure(kind, message, 2)
+    if isinstance(error, GenerationCancelled):
+        return Failure(kind, message, 130)
+    if isinstance(error, NumericalError):
+        return Failure(kind, message, 1)
+    if isinstance(error, MemoryError):
+        advice = "Close other programs, or compile a smaller model: the peak is about its largest tensor."
+        return Failure(kind, f"Out of memory. {advice}", 1)
+    return Failure(kind, f"internal error: {kind}: {message} (run again with --debug for the traceback)", 1)
+
+
+def one_paragraph(text: str) -> str:
+    """``text`` on one line, without the control characters that a model's files could smuggle in."""
+    printable = (c if c.isprintable() else " " for c in text)
+    return " ".join("".join(printable).split())

@@ -1,0 +1,49 @@
+"""What the folder's other files need to know of the finished graph, read off the graph itself."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+_PAST = re.compile(r"past_key_values\.(\d+)\.key")
+_ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """The I/O contract of a compiled graph."""
+
+    inputs: tuple[str, ...]
+    layers: int
+    """Layers with a key/value cache; 0 for encoders."""
+    kv_heads: int
+    head_size: int
+    shared_cache: bool
+    """Every attention takes past and present in one buffer."""
+
+    @property
+    def kind(self) -> str:
+        """``decoder`` when the graph carries a cache, else ``encoder``: a key of a target's expectations."""
+        return "decoder" if self.layers else "encoder"
+
+
+def graph_facts(model: ir.Model) -> GraphFacts:
+    """Read the contract off the inputs and the attention operators of ``model``."""
+    caches = [v for v in model.graph.inputs if _PAST.fullmatch(v.name or "")]
+    shape = caches[0].shape if caches else None
+    attentions = Counter(n.op_type for n in model.graph.all_nodes() if n.op_type in _ATTENTION)
+    return GraphFacts(
+        inputs=tuple(v.name or "" for v in model.graph.inputs),
+        layers=len(caches),
+        kv_heads=_static(shape, 1),
+        head_size=_static(shape, 3),
+        shared_cache=bool(caches) and attentions == Counter(GroupQueryAttention=len(caches)),
+    )
+
+
+def _static(shape: ir.Shape | None, axis: int) -> int:
+    size = shape[axis] if shape is not None else 0
+    if not isinstance(size, int):
+        raise ValueError(f"the cache's axis {axis} is {size}, and every runtime needs it as a number")
+    return size

@@ -1,0 +1,13 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Artifact = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of a compiled artifact.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result on stdout as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="On failure, show the traceback.")]
+Threads = Annotated[int | None, typer.Option(help="Threads for one operator. Default: the physical cores.")]
