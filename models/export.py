@@ -1,0 +1,80 @@
+"""From a source to an ONNX graph: traced without weights, grown to full depth, bound lazily."""
+
+import onnx_ir as ir
+
+from onnxforge.models import attention_form
+from onnxforge.models.bind import bind, tied_weights_differ
+from onnxforge.models.config_class import build_config, context_length, model_class
+from onnxforge.models.families import Family, family_for
+from onnxforge.models.skeleton import Skeleton, build_skeleton
+from onnxforge.models.source import Source, SourceKind
+from onnxforge.models.stamp import stamp
+from onnxforge.models.tasks import Task, parse_task, task_for
+from onnxforge.models.tidy import finish, tidy
+from onnxforge.models.trace import quiet, trace
+
+IR_VERSION = 11
+"""The lowest ONNX IR version that allows opset 23."""
+
+
+def export_model(source: Source, task: str | None = None) -> ir.Model:
+    """The opset-23 graph of ``source`` for ``task`` (an optimum task name; default: what the files imply).
+
+    Decoders take ``input_ids``, ``attention_mask``, ``position_ids`` and ``past_key_values.{i}.key/value``
+    and give ``logits`` and ``present.{i}.key/value``; encoders take ``input_ids``, ``attention_mask`` (and
+    ``token_type_ids``) and give ``last_hidden_state`` or ``logits``. All weights are lazy float32
+    initializers under their Hugging Face names. An ``.onnx`` source is loaded as it is.
+
+    Raises:
+        UnsupportedModel: the architecture or the task cannot be exported; the message names what is missing.
+        SourceError: the configuration or the weights are wrong; the message lists every mismatch.
+    """
+    if source.kind is SourceKind.ONNX:
+        return _existing_graph(source)
+    family = family_for(source.config.get("model_type"), source.ref)
+    wanted = parse_task(task if task is not None else task_for(source))
+    skeleton, context = _skeleton(source, family, wanted)
+    model = trace(skeleton, family)
+    with quiet():
+        tidy(model, skeleton)
+    stamp(model, skeleton)
+    bind(model.graph, source.weights, skeleton, source.ref)
+    finish(model)
+    _describe(model, source, family, wanted, context)
+    return model
+
+
+def _existing_graph(source: Source) -> ir.Model:
+    from onnxforge.models.onnx_contract import load_graph
+
+    if source.graph is None:
+        raise ValueError(f"{source.ref}: a source of kind {source.kind.value!r} needs the path of its graph")
+    return load_graph(source.graph, source.config)
+
+
+def _skeleton(source: Source, family: Family, task: Task) -> tuple[Skeleton, int]:
+    """The skeleton, with weights tied only where the checkpoint agrees; and the context length in tokens."""
+    attention_form.register()
+    config = build_config(source.config, family, source.ref)
+    context = context_length(config, family)
+    wanted_class = model_class(family, task, source.ref)
+    skeleton = build_skeleton(wanted_class, config, family, pooled=task is not Task.FEATURE_EXTRACTION)
+    if tied_weights_differ(source.weights, skeleton):
+        untied = build_config(dict(source.config) | {"tie_word_embeddings": False}, family, source.ref)
+        skeleton = build_skeleton(wanted_class, untied, family, pooled=task is not Task.FEATURE_EXTRACTION)
+    return skeleton, context
+
+
+def _describe(model: ir.Model, source: Source, family: Family, task: Task, context: int) -> None:
+    model.ir_version = IR_VERSION
+    model.producer_name = "onnxforge"
+    model.producer_version = None
+    model.graph.name = family.model_type
+    model.metadata_props.update(
+        {
+            "onnxforge.task": task.value,
+            "onnxforge.model_type": family.model_type,
+            "onnxforge.context_length": str(context),
+            "onnxforge.source": source.ref,
+        }
+    )
