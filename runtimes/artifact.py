@@ -1,10 +1,16 @@
 """The artifact's manifest, ``artifact.json``: what the folder holds, where it came from, how to run it."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+
+from onnxforge.runtimes.errors import ArtifactError
+from onnxforge.runtimes.strict_json import read_json
 
 MANIFEST = "artifact.json"
 FORMAT = 1
+DECODER_TASK = "text-generation-with-past"
 
 
 @dataclass(frozen=True)
@@ -45,3 +51,147 @@ class Manifest:
     summary: Mapping[str, float | str | bool] = field(default_factory=dict)
     """Headline numbers of the report."""
     format: int = FORMAT
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/artifact.json``.
+
+    Raises ArtifactError when it is absent, is not the JSON this version writes, or has another format number.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file() or path.is_symlink():
+        raise ArtifactError(
+            f"{path}: no such file, so {folder} is not an artifact. Pass a folder that compile wrote."
+        )
+    raw = read_json(path)
+    found = raw.get("format")
+    if found != FORMAT:
+        raise ArtifactError(
+            f"{path}: artifact format {found!r}; this version reads format {FORMAT}. "
+            "Compile the model again, or install the matching version."
+        )
+    return _parse(path, raw)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write ``folder/artifact.json``: equal manifests give equal bytes. Returns the path written."""
+    raw = asdict(manifest)
+    raw["files"] = sorted(raw["files"], key=lambda record: str(record["path"]))
+    path = Path(folder) / MANIFEST
+    text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    return path
+
+
+def _parse(path: Path, raw: dict[str, object]) -> Manifest:
+    known = {item.name for item in fields(Manifest)}
+    absent, unknown = sorted(known - raw.keys()), sorted(raw.keys() - known)
+    if absent or unknown:
+        raise ArtifactError(
+            f"{path}: keys missing: {absent}; keys not known: {unknown}. Compile the model again."
+        )
+    reader = _Reader(path, raw)
+    manifest = Manifest(
+        name=reader.text("name"),
+        task=reader.text("task"),
+        model_type=reader.text("model_type"),
+        target=reader.text("target"),
+        pipeline=reader.texts("pipeline"),
+        graph=reader.text("graph"),
+        provider=reader.text("provider"),
+        session=reader.text_map("session"),
+        context_length=reader.positive("context_length"),
+        shared_cache=reader.flag("shared_cache"),
+        files=reader.records("files"),
+        source=reader.text_map("source"),
+        versions=reader.text_map("versions"),
+        summary=reader.scalars("summary"),
+    )
+    paths = [record.path for record in manifest.files]
+    if manifest.graph not in paths:
+        raise ArtifactError(f"{path}: the graph {manifest.graph!r} is not among the listed files.")
+    if len(set(paths)) != len(paths):
+        raise ArtifactError(f"{path}: a file is listed twice.")
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Typed access to the raw object; every mismatch names the file and the key."""
+
+    path: Path
+    raw: Mapping[str, object]
+
+    def fail(self, key: str, wanted: str) -> ArtifactError:
+        return ArtifactError(f"{self.path}: {key!r} must be {wanted}, found {self.raw[key]!r:.100}.")
+
+    def text(self, key: str) -> str:
+        value = self.raw[key]
+        if not isinstance(value, str) or not value:
+            raise self.fail(key, "a non-empty string")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.raw[key]
+        if not isinstance(value, bool):
+            raise self.fail(key, "true or false")
+        return value
+
+    def positive(self, key: str) -> int:
+        value = self.raw[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.fail(key, "a positive whole number")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.raw[key]
+        if not isinstance(value, list):
+            raise self.fail(key, "a list of strings")
+        found = tuple(item for item in value if isinstance(item, str))
+        if len(found) != len(value):
+            raise self.fail(key, "a list of strings")
+        return found
+
+    def text_map(self, key: str) -> dict[str, str]:
+        value = self.raw[key]
+        if not isinstance(value, dict):
+            raise self.fail(key, "an object of strings")
+        found = {str(name): item for name, item in value.items() if isinstance(item, str)}
+        if len(found) != len(value):
+            raise self.fail(key, "an object of strings")
+        return found
+
+    def scalars(self, key: str) -> dict[str, float | str | bool]:
+        value = self.raw[key]
+        if not isinstance(value, dict):
+            raise self.fail(key, "an object of numbers, strings and truth values")
+        found = {str(name): item for name, item in value.items() if isinstance(item, str | int | float)}
+        if len(found) != len(value):
+            raise self.fail(key, "an object of numbers, strings and truth values")
+        return found
+
+    def records(self, key: str) -> tuple[FileRecord, ...]:
+        value = self.raw[key]
+        if not isinstance(value, list):
+            raise self.fail(key, "a list of file records")
+        return tuple(self.record(key, item) for item in value)
+
+    def record(self, key: str, item: object) -> FileRecord:
+        match item:
+            case {"path": str(path), "size": int(size), "sha256": str(digest), **rest} if not rest:
+                if size >= 0 and _is_inside(path) and _is_digest(digest):
+                    return FileRecord(path=path, size=size, sha256=digest)
+        raise ArtifactError(
+            f"{self.path}: {key!r} holds {item!r:.200}; each record needs a relative path inside the folder, "
+            "a size and a sha256 in hex, and nothing else."
+        )
+
+
+def _is_inside(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    plain = bool(parts) and "\\" not in path and "\0" not in path and str(PurePosixPath(path)) == path
+    return plain and not path.startswith("/") and ".." not in parts and path != MANIFEST
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

@@ -1,0 +1,68 @@
+"""The small tensors of a decoder run, bound once and rewritten in place."""
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from onnxforge.runtimes.decoder_graph import LOGITS_TO_KEEP, DecoderGraph
+
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class StepBinding:
+    """Token ids, mask, positions and logits of one request's runs; the cache binds itself to `io`.
+
+    A decode step rewrites two one-token buffers and rebinds the mask, whose length changed: nothing else.
+    """
+
+    def __init__(self, graph: DecoderGraph, run_options: onnxruntime.RunOptions) -> None:
+        self.io = graph.session.io_binding()
+        self._graph = graph
+        self._run_options = run_options
+        self._tokens = np.empty((0, 0), np.int64)
+        self._positions = np.empty((0, 0), np.int64)
+        self._logits = np.empty((0, 0, 0), graph.logits_dtype)
+        self._keep = np.full((), -1, np.int64)
+        self._mask: Int64s | None = None
+        self._on_host = graph.device == "cpu"
+
+    def run(self, tokens: Int64s, mask: Int64s, positions: Int64s, last_only: bool) -> Floats:
+        """One run over tokens [rows, n] with mask [rows, total] and positions [rows, n].
+
+        Returns logits [rows, n, vocabulary], or [rows, 1, vocabulary] with `last_only`. The next run of the
+        same shape reuses the array.
+        """
+        graph = self._graph
+        if tokens.shape == self._tokens.shape and self._on_host:
+            self._tokens[...] = tokens
+            self._positions[...] = positions
+        else:
+            self._tokens, self._positions = tokens.copy(), positions.copy()
+            self._bind("input_ids", self._tokens)
+            self._bind("position_ids", self._positions)
+        self._bind("attention_mask", mask)
+        self._mask = mask  # the binding holds a bare address: keep the memory alive
+        kept = 1 if last_only and graph.keeps_logits else tokens.shape[1]
+        if graph.keeps_logits:
+            self._bind_keep(1 if last_only else 0)
+        self._bind_logits((tokens.shape[0], kept, graph.vocabulary))
+        graph.session.run_with_iobinding(self.io, self._run_options)
+        logits = self._logits[:, -1:] if last_only else self._logits
+        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+
+    def _bind(self, name: str, array: Int64s) -> None:
+        if name in self._graph.inputs:
+            self.io.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+
+    def _bind_keep(self, count: int) -> None:
+        if self._keep == count:
+            return
+        self._keep = np.array(count, np.int64)
+        self.io.bind_cpu_input(LOGITS_TO_KEEP, self._keep)
+
+    def _bind_logits(self, shape: tuple[int, int, int]) -> None:
+        if self._logits.shape == shape:
+            return
+        self._logits = np.empty(shape, self._graph.logits_dtype)
+        self.io.bind_output("logits", "cpu", 0, self._logits.dtype.type, shape, self._logits.ctypes.data)

@@ -1,0 +1,97 @@
+"""What a decoder graph asks for and gives, read once from its session."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+
+from onnxforge.runtimes.errors import ArtifactError
+
+LOGITS_TO_KEEP = "num_logits_to_keep"
+"""Overridable initializer, int64 scalar: give the logits of the last n tokens only; 0, its default, is all."""
+
+_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+_KNOWN = ("input_ids", "attention_mask", "position_ids")
+_FLOATS: dict[str, np.dtype[np.floating]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One past/present pair: names and the static part of [rows, heads, tokens, head_dim]."""
+
+    past: str
+    present: str
+    heads: int
+    head_dim: int
+    dtype: np.dtype[np.floating]
+
+
+@dataclass(frozen=True)
+class DecoderGraph:
+    """A decoder session with the facts that stepping needs."""
+
+    session: onnxruntime.InferenceSession
+    device: str
+    inputs: frozenset[str]
+    cache: tuple[CacheTensor, ...]
+    vocabulary: int
+    logits_dtype: np.dtype[np.floating]
+    context_length: int
+    shared_cache: bool
+    keeps_logits: bool
+    """The graph can compute the logits of the last tokens only (`LOGITS_TO_KEEP`)."""
+
+
+def read_graph(
+    session: onnxruntime.InferenceSession,
+    device: str,
+    context_length: int,
+    shared_cache: bool,
+    vocabulary: int | None,
+) -> DecoderGraph:
+    """Describe a decoder session; `vocabulary` serves when the graph leaves the size of its logits open.
+
+    Raises ArtifactError when inputs or outputs are not those of a decoder with past.
+    """
+    inputs = {item.name: item for item in session.get_inputs()}
+    outputs = {item.name: item for item in session.get_outputs()}
+    strange = sorted(name for name in inputs if name not in _KNOWN and not _PAST.fullmatch(name))
+    if strange or "input_ids" not in inputs or "logits" not in outputs:
+        raise ArtifactError(
+            f"Not a decoder graph this runtime can feed: unknown inputs {strange}, inputs {sorted(inputs)}, "
+            f"outputs {sorted(outputs)}. It needs input_ids, past_key_values.N.key/value and logits."
+        )
+    pairs: list[CacheTensor] = []
+    for name, item in inputs.items():
+        match = _PAST.fullmatch(name)
+        if match is None:
+            continue
+        present = f"present.{match[1]}.{match[2]}"
+        if present not in outputs or len(item.shape) != 4 or item.type not in _FLOATS:
+            raise ArtifactError(
+                f"{name}: needs the output {present} and a 4-D float tensor, found {item.type}."
+            )
+        heads, head_dim = item.shape[1], item.shape[3]
+        if not isinstance(heads, int) or not isinstance(head_dim, int):
+            raise ArtifactError(f"{name}: heads and head size must be static, found {item.shape}.")
+        pairs.append(CacheTensor(name, present, heads, head_dim, _FLOATS[item.type]))
+    logits = outputs["logits"]
+    size = logits.shape[-1] if isinstance(logits.shape[-1], int) else vocabulary
+    if size is None or logits.type not in _FLOATS:
+        raise ArtifactError(f"logits: vocabulary size or type unknown ({logits.shape}, {logits.type}).")
+    optional = {item.name for item in session.get_overridable_initializers()}
+    return DecoderGraph(
+        session=session,
+        device=device,
+        inputs=frozenset(inputs),
+        cache=tuple(pairs),
+        vocabulary=size,
+        logits_dtype=_FLOATS[logits.type],
+        context_length=context_length,
+        shared_cache=shared_cache,
+        keeps_logits=LOGITS_TO_KEEP in optional,
+    )

@@ -1,0 +1,57 @@
+"""One request's place in the text: its key/value cache and how far it has read.
+
+Two forms. With GroupQueryAttention (`SharedState`) past and present are one buffer, written in place:
+
+    past    [rows, heads, capacity, head_dim] --+
+                                                +-> one allocation, bound to both sides once
+    present [rows, heads, capacity, head_dim] --+
+
+With the standard Attention (`PlainState`) each run returns a longer present, which is the next run's past.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import onnxruntime
+
+from onnxforge.runtimes.binding import Floats, Int64s
+from onnxforge.runtimes.decoder_graph import DecoderGraph
+from onnxforge.runtimes.plain_state import PlainState
+from onnxforge.runtimes.shared_state import SharedState
+
+
+class DecoderState(Protocol):
+    """The low-level decoding interface; not for use by two threads at once."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences decoded side by side."""
+
+    @property
+    def lengths(self) -> Int64s:
+        """Tokens read so far, int64 [rows]."""
+
+    def prompt(self, prompts: Sequence[Int64s]) -> Floats:
+        """Read one prompt per row, of any lengths; logits [rows, vocabulary] after each last token."""
+
+    def step(self, tokens: Int64s, last_only: bool = False) -> Floats:
+        """Read tokens [rows, n]; logits [rows, n, vocabulary], or [rows, 1, vocabulary] with `last_only`.
+
+        The returned array is valid until the next step.
+        """
+
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` tokens of every row."""
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, in this order."""
+
+
+def new_state(
+    graph: DecoderGraph, rows: int, capacity: int, run_options: onnxruntime.RunOptions | None = None
+) -> DecoderState:
+    """An empty state for `rows` sequences with room for `capacity` tokens each; the room grows as needed."""
+    options = onnxruntime.RunOptions() if run_options is None else run_options
+    if graph.shared_cache:
+        return SharedState(graph, rows, capacity, options)
+    return PlainState(graph, rows, options)

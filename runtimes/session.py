@@ -1,0 +1,65 @@
+"""One ONNX Runtime session for an artifact, on the provider its manifest names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnxruntime
+
+from onnxforge.runtimes.errors import ArtifactError, RequestError
+
+_SHORT_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_PACKAGES = {
+    "CUDAExecutionProvider": "onnxruntime-gpu",
+    "TensorrtExecutionProvider": "onnxruntime-gpu, and TensorRT",
+}
+_ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+
+
+def provider_name(name: str) -> str:
+    """The full provider name for ``cpu``, ``cuda``, ``tensorrt`` or a full name."""
+    return _SHORT_NAMES.get(name.lower(), name)
+
+
+def device_of(provider: str) -> str:
+    """Where tensors of a provider live: ``cuda`` or ``cpu``."""
+    return "cuda" if provider in _ON_CUDA else "cpu"
+
+
+def open_session(
+    graph: Path, provider: str, entries: Mapping[str, str], threads: int | None
+) -> onnxruntime.InferenceSession:
+    """Load a graph.
+
+    `entries` are session config entries; `threads` is the number of intra-op threads, None for one per core.
+    Raises RequestError when this installation lacks the provider, ArtifactError when the graph does not load.
+    """
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads is {threads}; pass 1 or more, or None for one per core.")
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        package = _PACKAGES.get(provider, f"an ONNX Runtime build with {provider}")
+        raise RequestError(
+            f"{graph}: needs {provider}, and this ONNX Runtime offers {', '.join(available)}. "
+            f"Install {package}, or pass provider='cpu' if the artifact was compiled for it."
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for key, value in sorted(entries.items()):
+        options.add_session_config_entry(key, value)
+    wanted = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=wanted)
+    except Exception as error:
+        raise ArtifactError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise RequestError(
+            f"{graph}: {provider} is installed but did not start (its libraries or the device are missing); "
+            f"ONNX Runtime fell back to {session.get_providers()[0]}. Repair the installation."
+        )
+    return session

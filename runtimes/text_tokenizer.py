@@ -1,0 +1,63 @@
+"""Text to token ids and back, from tokenizer.json and tokenizer_config.json."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from onnxforge.runtimes.errors import ArtifactError
+from onnxforge.runtimes.strict_json import read_optional_json
+
+_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class TextTokenizer:
+    """The artifact's tokenizer; safe to share between threads."""
+
+    def __init__(self, folder: Path, max_length: int | None = None) -> None:
+        """`max_length` cuts every encoding to that many tokens, special tokens kept; None never cuts."""
+        path = folder / "tokenizer.json"
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise ArtifactError(f"{path}: not a readable tokenizer ({error}). Compile again.") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if max_length is not None:
+            self._tokenizer.enable_truncation(max_length)
+        config = read_optional_json(folder / "tokenizer_config.json")
+        specials = {**read_optional_json(folder / "special_tokens_map.json"), **config}
+        self.special_tokens = {name: text for name in _SPECIALS if (text := _content(specials.get(name)))}
+        """``bos_token`` and its kin that this model has, as text."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text; the post-processor's special tokens only when asked for."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Token ids and type ids of several texts, special tokens included."""
+        return [(item.ids, item.type_ids) for item in self._tokenizer.encode_batch(list(texts))]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def token_id(self, text: str) -> int | None:
+        """The id of one token, None when the vocabulary lacks it."""
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
+    @property
+    def size(self) -> int:
+        """Ids in the vocabulary, added tokens included."""
+        size: int = self._tokenizer.get_vocab_size()
+        return size
+
+
+def _content(value: object) -> str | None:
+    """A special token is written as its text or as an object that holds it."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
