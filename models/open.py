@@ -8,6 +8,7 @@ from onnxforge.models.demo import DEMOS, locate_demo
 from onnxforge.models.errors import SourceError
 from onnxforge.models.gguf_source import open_gguf
 from onnxforge.models.hf_folder import NO_PICKLES, PICKLES, open_folder
+from onnxforge.models.hub import fetch_snapshot
 from onnxforge.models.onnx_source import open_onnx
 from onnxforge.models.source import Source
 
@@ -35,7 +36,9 @@ def open_model(ref: str, *, revision: str | None = None) -> Source:
     if ref not in DEMOS and not _exists(path):
         name, _, at = ref.partition("@")
         if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".onnx", *PICKLES):
-            return _open_hub(name, ref, revision or at or None)
+            if revision is not None and at not in ("", revision):
+                raise SourceError(f"{ref!r} and revision {revision!r} name two revisions. Leave one out.")
+            return open_folder(fetch_snapshot(name, revision or at or None), ref)
         raise SourceError(_unknown(ref))
     if revision is not None:
         raise SourceError(
@@ -60,10 +63,6 @@ def _open_path(path: Path, ref: str) -> Source:
     if path.suffix in PICKLES:
         raise SourceError(f"{ref} is a pickle. {NO_PICKLES}.")
     raise SourceError(f"{ref} is a file of unknown kind {path.suffix!r}. A model is {_FORMS}.")
-
-
-def _open_hub(name: str, ref: str, revision: str | None) -> Source:
-    raise SourceError(f"{name}@{revision}: {ref}")
 
 
 def _exists(path: Path) -> bool:

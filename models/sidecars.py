@@ -7,7 +7,7 @@ from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.models.files import JSON_LIMIT, TOKENIZER_LIMIT, contained, parse_object, read_plain
 from onnxforge.models.source import Json
 
-_FILES = (
+SIDECARS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -19,6 +19,7 @@ _FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
+"""Files beside the weights, by name; the folders of sentence-transformers modules come on top."""
 _DROPPED = ("auto_map", "trust_remote_code", "custom_ops_library", "custom_pipelines")
 """Keys that make some loader run code from the model's repository."""
 _DROPPED_PREFIX = "_attn_implementation"
@@ -38,7 +39,7 @@ def sidecar_files(folder: Path, problems: list[str]) -> dict[str, bytes]:
     """
     files: dict[str, bytes] = {}
     names = [
-        *_FILES,
+        *SIDECARS,
         *(path.relative_to(folder).as_posix() for path in sorted(folder.glob("[0-9]*_*/config.json"))),
     ]
     for name in names:
