@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from onnxforge.compiler.eval_text import EvaluationError
-from onnxforge.runtimes.artifact import Manifest, read_manifest
+from onnxforge.runtimes.artifact import read_manifest
+from onnxforge.runtimes.session import open_session
 
 
 def threads() -> int:
@@ -24,17 +24,16 @@ def threads() -> int:
 class GraphSession:
     """The graph of one artifact folder, ready to answer."""
 
-    def __init__(self, folder: Path, *, manifest: Manifest | None = None, graph: Path | None = None) -> None:
-        """Open ``folder``'s graph (or ``graph`` in its place) with the session options its manifest names."""
+    def __init__(self, folder: Path) -> None:
+        """Open ``folder``'s graph the way its manifest says.
+
+        Raises:
+            RequestError, ArtifactError: the provider is not here, or the graph does not load.
+        """
         self.folder = folder
-        self.manifest = manifest or read_manifest(folder)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads()
-        options.log_severity_level = 3
-        for key, value in self.manifest.session.items():
-            options.add_session_config_entry(key, value)
-        path = graph or folder / self.manifest.graph
-        self._session = ort.InferenceSession(str(path), options, providers=[self.manifest.provider])
+        self.manifest = read_manifest(folder)
+        path = folder / self.manifest.graph
+        self._session = open_session(path, self.manifest.provider, self.manifest.session, threads())
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 
@@ -43,16 +42,20 @@ class GraphSession:
         """Whether the graph carries a key-value cache."""
         return any(name.startswith("past_key_values.") for name in self._inputs)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be scored."""
+        return (self.folder / "tokenizer.json").is_file()
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that travels with the artifact.
 
         Raises:
             EvaluationError: the folder has none.
         """
-        path = self.folder / "tokenizer.json"
-        if not path.is_file():
+        if not self.has_tokenizer:
             raise EvaluationError(f"{self.folder} has no tokenizer.json, so text cannot be scored.")
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
     def run(
         self, ids: np.ndarray, mask: np.ndarray | None = None, fetch: Sequence[str] | None = None

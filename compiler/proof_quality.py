@@ -1,0 +1,98 @@
+"""The quality part of a proof: which comparison fits this model, over which text."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from onnxforge.compiler.eval_text import EvaluationError, Window, cut, evaluation_text, sentences
+from onnxforge.compiler.evidence import Evidence
+from onnxforge.compiler.parity import batches, compare_encoders
+from onnxforge.compiler.perplexity import compare
+from onnxforge.compiler.proof_layers import error_by_layer
+from onnxforge.compiler.proof_session import GraphSession
+from onnxforge.compiler.proof_types import ProofOptions
+from onnxforge.models.source import Source
+
+_LAYER_TOKENS = 64
+_LONGEST_SENTENCE = 128
+
+
+def quality(
+    evidence: Evidence, artifact: Path, export: Path, source: Source, options: ProofOptions
+) -> Evidence:
+    """Run artifact and export over the same text; returns the evidence with its quality fields filled.
+
+    Raises:
+        EvaluationError: the tokenizer's ids do not fit the graph, or a graph answers NaN.
+    """
+    reference, candidate = GraphSession(export), GraphSession(artifact)
+    if reference.is_decoder:
+        return _decoder(evidence, reference, candidate, _vocabulary(source), options)
+    return _encoder(evidence, reference, candidate, _vocabulary(source), options)
+
+
+def _decoder(
+    evidence: Evidence,
+    reference: GraphSession,
+    candidate: GraphSession,
+    vocabulary: int,
+    options: ProofOptions,
+) -> Evidence:
+    length = min(options.window, candidate.manifest.context_length)
+    if candidate.has_tokenizer:
+        text = evaluation_text(options.text)
+        windows, protocol = cut(text, candidate.tokenizer(), window=length, limit=options.windows)
+        said = protocol.sentence()
+    else:
+        windows = _random_windows(vocabulary, length, options)
+        said = (
+            f"{len(windows)} windows of {length} random ids, seed {options.seed} (no tokenizer travels along)"
+        )
+    _check_ids(np.concatenate([w.ids[0] for w in windows]), vocabulary)
+    divergence = compare(reference, candidate, windows)
+    layers = error_by_layer(reference, candidate, windows[0].ids[:, :_LAYER_TOKENS])
+    return replace(evidence, protocol=said, divergence=divergence, layers=layers)
+
+
+def _encoder(
+    evidence: Evidence,
+    reference: GraphSession,
+    candidate: GraphSession,
+    vocabulary: int,
+    options: ProofOptions,
+) -> Evidence:
+    text = evaluation_text(options.text)
+    longest = min(_LONGEST_SENTENCE, candidate.manifest.context_length)
+    work = batches(sentences(options.sentences, text), candidate.tokenizer(), longest)
+    for batch in work:
+        _check_ids(batch.ids, vocabulary)
+    parity = compare_encoders(reference, candidate, work)
+    layers = error_by_layer(reference, candidate, work[0].ids[:1, : int(work[0].mask[0].sum())])
+    said = (
+        f"{parity.sentences} sentences of {text.name} (sha256 {text.sha256[:12]}), special tokens added, at most "
+        f"{longest} tokens, ragged batches; cosine of masked means"
+    )
+    return replace(evidence, protocol=said, encoder=parity, layers=layers)
+
+
+def _random_windows(vocabulary: int, length: int, options: ProofOptions) -> list[Window]:
+    if not vocabulary:
+        raise EvaluationError(
+            "The model brings neither a tokenizer nor a vocabulary size: nothing can be scored."
+        )
+    rng = np.random.default_rng(options.seed)
+    return [Window(rng.integers(0, vocabulary, (1, length)), 1) for _ in range(options.windows)]
+
+
+def _vocabulary(source: Source) -> int:
+    size = source.config.get("vocab_size")
+    return size if isinstance(size, int) else 0
+
+
+def _check_ids(ids: np.ndarray, vocabulary: int) -> None:
+    if vocabulary and int(ids.max()) >= vocabulary:
+        raise EvaluationError(
+            f"The tokenizer gives id {int(ids.max())}, and the model's vocabulary has {vocabulary} entries: "
+            "tokenizer.json belongs to another model. Put the right one beside the weights."
+        )
