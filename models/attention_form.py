@@ -69,8 +69,8 @@ def attention_mask(
 
     Causal: [B, 1, S, T], ``(kv <= q) & (kv > q - window) & padding``, with ``q`` counted in slots (past
     length plus index, not ``position_ids``), or-ed with the diagonal so that the row of a padding token is
-    never empty and gives no NaN. Bidirectional: the padding mask [B, 1, 1, T], and-ed with
-    ``|q - kv| <= window`` where the layer is local.
+    never empty and gives no NaN. Bidirectional: the padding mask [B, 1, 1, T] expanded to
+    [B, 1, S, T], and-ed with ``|q - kv| <= window`` where the layer is local.
 
     Raises:
         UnsupportedModel: the model adds a mask rule of its own.
@@ -87,7 +87,8 @@ def attention_mask(
     # Only the bidirectional builders of transformers pass this keyword: it is how they tell themselves apart.
     causal = "allow_is_bidirectional_skip" not in details
     if not causal and local_size is None:
-        return padding
+        # ONNX Runtime's Attention broadcasts a mask over batch and heads, not over queries.
+        return padding.expand(-1, 1, cast("int", q_length), -1)
     # torch types its sizes as plain numbers; a traced size behaves as one.
     q = torch.arange(cast("int", q_length), device=device)[:, None] + cast("int", q_offset)
     kv = torch.arange(cast("int", kv_length), device=device)[None, :]
