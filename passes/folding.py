@@ -5,7 +5,7 @@ node only re-arranges or scales a weight (Transpose, 1 + w, Cast), the result be
 computed when the artifact is written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -57,16 +57,29 @@ def evaluate(node: ir.Node, opsets: Mapping[str, int]) -> np.ndarray | None:
         return None
     if is_op(node, "ConstantOfShape", "Expand", "Range", "Tile") and _is_large(node, inputs):
         return None
-    from onnx.reference.ops import load_op
-
     try:
-        run = load_op("", node.op_type, opsets.get("", 1)).eval
-        result = run(*inputs, **{name: _attribute(item) for name, item in node.attributes.items()})
+        result = run_node(node, inputs, opsets)[0]
     except Exception:
         # The reference operators do not cover every dtype and attribute; the node then simply stays.
         return None
-    array = np.asarray(result[0] if isinstance(result, tuple | list) else result)
-    return array if array.size <= READABLE_ELEMENTS else None
+    return result if result.size <= READABLE_ELEMENTS else None
+
+
+def run_node(
+    node: ir.Node, inputs: Sequence[np.ndarray | None], opsets: Mapping[str, int]
+) -> tuple[np.ndarray, ...]:
+    """The outputs of one node of the main domain under ONNX's reference operators.
+
+    Raises whatever the reference operator raises for arguments that it does not support.
+    """
+    from onnx.reference.ops import load_op
+
+    run = load_op("", node.op_type, opsets.get("", 1)).eval
+    attributes = {name: _attribute(item) for name, item in node.attributes.items()}
+    if is_op(node, "Split"):
+        attributes["n_outputs"] = len(node.outputs)
+    result = run(*inputs, **attributes)
+    return tuple(np.asarray(item) for item in (result if isinstance(result, tuple | list) else (result,)))
 
 
 def _is_large(node: ir.Node, inputs: list[np.ndarray | None]) -> bool:
