@@ -116,7 +116,7 @@ def _roofline(evidence: Evidence) -> str:
     ]
     head = (
         f"## Roofline\n\nThis machine, {m.threads} threads: reads {m.read_bandwidth / 1e9:.1f} GB/s, "
-        f"multiplies {m.float_rate / 1e9:,.0f} GFLOP/s in fp32 and {m.integer_rate / 1e9:,.0f} GOP/s in int8.\n\n"
+        f"multiplies {m.float_rate / 1e9:,.0f} GFLOP/s in fp32, {m.integer_rate / 1e9:,.0f} GOP/s int8.\n\n"
     )
     header = ("test", "read per token", "bound, per s", "measured", "of the bound")
     return head + table(header, rows, right=(1, 2, 3, 4))

@@ -1,0 +1,145 @@
+"""``bench DIR``: llama-bench's tests and llama-bench's columns, so that results paste side by side."""
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxforge.compiler.options import Artifact, AsJson, Debug, Threads
+from onnxforge.compiler.speed_types import SpeedReport, SpeedTest, Timing
+from onnxforge.runtimes.artifact import Manifest, read_manifest
+
+_SENTENCES = 64
+
+
+class Format(StrEnum):
+    """How the table is written."""
+
+    MD = "md"
+    JSON = "json"
+    CSV = "csv"
+
+
+_Prompt = Annotated[list[int], typer.Option("-p", "--n-prompt", help="Prompt tokens; repeat for more tests.")]
+_Generate = Annotated[list[int], typer.Option("-n", "--n-gen", help="Generated tokens; repeat for more.")]
+_Depth = Annotated[list[int], typer.Option("-d", "--n-depth", help="Tokens already in the cache.")]
+_Rounds = Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Repetitions of every test.")]
+_Output = Annotated[Format, typer.Option("-o", "--output", help="Format of the table.")]
+
+
+def bench(
+    folder: Artifact,
+    prompt: _Prompt = [512],  # noqa: B006 (typer's way to say a repeatable option's default)
+    generate: _Generate = [128],  # noqa: B006
+    depth: _Depth = [0],  # noqa: B006
+    repetitions: _Rounds = 5,
+    threads: Threads = None,
+    output: _Output = Format.MD,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure prefill and decode speed (decoders), or sentences per second (encoders)."""
+    from onnxforge.compiler.eval_text import sentences
+    from onnxforge.compiler.speed import measure
+    from onnxforge.compiler.traffic import traffic_of
+
+    manifest = read_manifest(folder)
+    texts: list[str] = []
+    if manifest.task.startswith("text-generation"):
+        tests = [SpeedTest(prompt=p, depth=d) for d in depth for p in prompt if p > 0]
+        tests += [SpeedTest(generate=n, depth=d) for d in depth for n in generate if n > 0]
+        _fit(tests, manifest.context_length)
+    else:
+        texts = sentences(_SENTENCES)
+        tests = [SpeedTest(sentences=len(texts))]
+    counted = manifest.summary.get("parameters")
+    parameters = int(counted) if counted else traffic_of(folder / manifest.graph).parameters
+    reports = measure({"": folder}, tests, rounds=repetitions, sentences=texts, threads=threads)
+    rows = [_row(folder, manifest, parameters, reports[""], timing) for timing in reports[""].timings]
+    chosen = Format.JSON if as_json else output
+    sys.stdout.write({Format.MD: _markdown, Format.JSON: _json, Format.CSV: _csv}[chosen](rows))
+
+
+def _fit(tests: Sequence[SpeedTest], context: int) -> None:
+    from onnxforge.compiler.errors import RequestRefused
+
+    if not tests:
+        raise RequestRefused("There is nothing to measure: give -p or -n a number above 0.")
+    for test in tests:
+        if test.depth + test.prompt + test.generate > context:
+            raise RequestRefused(f"Test {test.name} needs more than the model's context of {context} tokens.")
+
+
+def _row(
+    folder: Path, manifest: Manifest, parameters: int, report: SpeedReport, timing: Timing
+) -> dict[str, object]:
+    """One result under llama-bench's field names. Times are nanoseconds; ``model_size`` is bytes."""
+    from onnxforge.compiler.evidence import cpu_name
+
+    size = sum(f.size for f in manifest.files if f.path.startswith(str(Path(manifest.graph).parent)))
+    seconds = timing.seconds
+    mean = sum(seconds) / len(seconds)
+    spread = (sum((s - mean) ** 2 for s in seconds) / max(len(seconds) - 1, 1)) ** 0.5
+    return {
+        "cpu_info": cpu_name(),
+        "model_filename": str(folder),
+        "model_type": f"{manifest.model_type} {_count(parameters)} {manifest.target}",
+        "model_size": size,
+        "model_n_params": parameters,
+        "backends": manifest.provider.removesuffix("ExecutionProvider"),
+        "n_threads": report.threads,
+        "n_prompt": timing.test.prompt,
+        "n_gen": timing.test.generate,
+        "n_depth": timing.test.depth,
+        "test": timing.test.name,
+        "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "avg_ns": round(1e9 * mean),
+        "stddev_ns": round(1e9 * spread),
+        "avg_ts": timing.mean,
+        "stddev_ts": timing.deviation,
+        "samples_ns": [round(1e9 * s) for s in seconds],
+        "samples_ts": list(timing.rates),
+    }
+
+
+def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
+    from onnxforge.compiler.report_markdown import table
+
+    header = ("model", "size", "params", "backend", "threads", "test", "t/s")
+    body = [
+        (
+            str(row["model_type"]),
+            f"{float(str(row['model_size'])) / 2**20:.2f} MiB",
+            f"{float(str(row['model_n_params'])) / 1e6:.2f} M",
+            str(row["backends"]),
+            str(row["n_threads"]),
+            str(row["test"]),
+            f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
+        )
+        for row in rows
+    ]
+    return table(header, body, right=(1, 2, 4, 5, 6))
+
+
+def _json(rows: Sequence[Mapping[str, object]]) -> str:
+    return json.dumps(rows, indent=2) + "\n"
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
+    text = io.StringIO()
+    flat = [{k: v for k, v in row.items() if not k.startswith("samples")} for row in rows]
+    writer = csv.DictWriter(text, fieldnames=list(flat[0]), quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f}B" if parameters >= 10**9 else f"{parameters / 1e6:.0f}M"
