@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxforge.models.errors import UnsupportedModel
 from onnxforge.models.families import Family
+from onnxforge.models.module_forms import use_forms
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,7 @@ def build_skeleton(
             f"{family.model_type}: expected {config.num_hidden_layers} layers at {path!r} of "
             f"{model_class.__name__}, and they are not there in this version of transformers."
         )
+    use_forms(model)
     aliases = _aliases(model)
     kinds = _keep_one_of_each_kind(layers, config)
     return Skeleton(
