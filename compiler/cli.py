@@ -8,14 +8,24 @@ from collections.abc import Callable, Mapping, Sequence
 
 import typer
 
+from onnxforge.compiler.cmd_bench import bench
+from onnxforge.compiler.cmd_chat import chat
 from onnxforge.compiler.cmd_compile import compile_
 from onnxforge.compiler.cmd_doctor import doctor
+from onnxforge.compiler.cmd_embed import embed
+from onnxforge.compiler.cmd_eval import eval_
 from onnxforge.compiler.cmd_inspect import inspect
+from onnxforge.compiler.cmd_run import run
 from onnxforge.compiler.cmd_targets import targets
 from onnxforge.compiler.cmd_verify import verify
 
 _VERBS: Mapping[str, Callable[..., None]] = {
     "compile": compile_,
+    "run": run,
+    "chat": chat,
+    "embed": embed,
+    "bench": bench,
+    "eval": eval_,
     "inspect": inspect,
     "verify": verify,
     "targets": targets,
@@ -33,9 +43,14 @@ def main() -> None:
 
 def compile_main() -> None:
     """``compile MODEL ...``: the same as ``onnxforge compile``."""
+    sys.exit(run_verb("compile", sys.argv[1:]))
+
+
+def run_verb(name: str, arguments: Sequence[str]) -> int:
+    """Run one verb with the rest of its command line and return the exit code."""
     app = _app("")
-    app.command("compile")(compile_)
-    sys.exit(run_app(app, sys.argv[1:]))
+    app.command(name)(_VERBS[name])
+    return run_app(app, arguments)
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:

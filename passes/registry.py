@@ -13,7 +13,7 @@ NAMES: tuple[str, ...] = (
     "fuse-activation",
     "fuse-skip-norm",
     "quantize-weights",
-    "last-token-logits",
+    "limit-logits",
     "cleanup",
 )
 

@@ -1,0 +1,19 @@
+"""The generation options of ``run`` and ``chat``: transformers' names and meanings."""
+
+from typing import Annotated
+
+import typer
+
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", "-n", help="At most so many new tokens.")
+]
+DoSample = Annotated[
+    bool | None,
+    typer.Option("--do-sample/--greedy", help="Draw tokens, or take the likeliest. Default: the model's."),
+]
+Temperature = Annotated[float | None, typer.Option(help="Above 1 flattens, below 1 sharpens.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens with this share together.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1 discourages what was said before.")]
+Seed = Annotated[int | None, typer.Option(help="For the same draw again.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; repeat for more.")]

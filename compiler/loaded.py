@@ -1,0 +1,33 @@
+"""Loading an artifact for a verb, with a word about the other verb when it is of the other kind."""
+
+from pathlib import Path
+
+from onnxforge.compiler.errors import RequestRefused
+from onnxforge.runtimes import Decoder, Encoder, load
+
+
+def load_decoder(folder: Path, threads: int | None) -> Decoder:
+    """The decoder in ``folder``.
+
+    Raises:
+        ArtifactError: no whole artifact is there.
+        RequestRefused: it is an encoder.
+    """
+    model = load(folder, threads=threads)
+    if isinstance(model, Decoder):
+        return model
+    model.close()
+    raise RequestRefused(
+        f"{folder} is an encoder ({model.manifest.task}): use `onnxforge embed {folder} TEXT`."
+    )
+
+
+def load_encoder(folder: Path, threads: int | None) -> Encoder:
+    """The encoder in ``folder``; raises like :func:`load_decoder`."""
+    model = load(folder, threads=threads)
+    if isinstance(model, Encoder):
+        return model
+    model.close()
+    raise RequestRefused(
+        f"{folder} is a decoder ({model.manifest.task}): use `onnxforge run {folder} PROMPT`."
+    )
