@@ -70,8 +70,8 @@ def _encoder(
     parity = compare_encoders(reference, candidate, work)
     layers = error_by_layer(reference, candidate, work[0].ids[:1, : int(work[0].mask[0].sum())])
     said = (
-        f"{parity.sentences} sentences of {text.name} (sha256 {text.sha256[:12]}), special tokens added, at most "
-        f"{longest} tokens, ragged batches; cosine of masked means"
+        f"{parity.sentences} sentences of {text.name} (sha256 {text.sha256[:12]}), special tokens added, "
+        f"at most {longest} tokens, ragged batches; cosine of masked means"
     )
     return replace(evidence, protocol=said, encoder=parity, layers=layers)
 

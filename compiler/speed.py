@@ -32,7 +32,7 @@ class _Child:
 
     def __init__(self, folder: Path, threads: int, seed: int) -> None:
         self._folder = folder
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "onnxforge.compiler.speed_child", str(folder), str(threads), str(seed)],
             stdin=subprocess.PIPE,
