@@ -23,7 +23,7 @@ class StepBinding:
         self._tokens = np.empty((0, 0), np.int64)
         self._positions = np.empty((0, 0), np.int64)
         self._logits = np.empty((0, 0, 0), graph.logits_dtype)
-        self._keep = np.full((), -1, np.int64)
+        self._keep: int | None = None
         self._mask: Int64s | None = None
         self._on_host = graph.device == "cpu"
 
@@ -58,8 +58,10 @@ class StepBinding:
     def _bind_keep(self, count: int) -> None:
         if self._keep == count:
             return
-        self._keep = np.array(count, np.int64)
-        self.io.bind_cpu_input(LOGITS_TO_KEEP, self._keep)
+        self._keep = count
+        # bind_cpu_input and bind_input refuse an overridable initializer
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(count, np.int64))
+        self.io.bind_ortvalue_input(LOGITS_TO_KEEP, value)
 
     def _bind_logits(self, shape: tuple[int, int, int]) -> None:
         if self._logits.shape == shape:

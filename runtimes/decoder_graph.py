@@ -9,7 +9,7 @@ import onnxruntime
 from onnxforge.runtimes.errors import ArtifactError
 
 LOGITS_TO_KEEP = "num_logits_to_keep"
-"""Overridable initializer, int64 scalar: give the logits of the last n tokens only; 0, its default, is all."""
+"""Overridable initializer, int64 scalar: give the logits of the last n tokens only; 0 (its default): all."""
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _KNOWN = ("input_ids", "attention_mask", "position_ids")

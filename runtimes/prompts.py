@@ -37,14 +37,16 @@ def is_chat(prompt: Prompt) -> bool:
 
 def checked_tokens(prompt: Prompt, vocabulary: int) -> list[int]:
     """Token ids given by the caller, each inside the vocabulary. Raises RequestError."""
-    items = prompt.tolist() if isinstance(prompt, np.ndarray) else list(prompt)
+    items: list[object] = prompt.tolist() if isinstance(prompt, np.ndarray) else list(prompt)
+    tokens: list[int] = []
     for item in items:
         if not isinstance(item, int | np.integer) or isinstance(item, bool) or not 0 <= item < vocabulary:
             raise RequestError(
                 f"Token id {item!r:.60} in the prompt; pass whole numbers from 0 to {vocabulary - 1}, "
                 "a text, or messages with a role and content."
             )
-    return [int(item) for item in items]
+        tokens.append(int(item))
+    return tokens
 
 
 def fit_context(

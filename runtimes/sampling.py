@@ -1,8 +1,8 @@
 """Choosing the next token from logits, in the order of transformers' processors.
 
 Repetition penalty (Keskar et al. 2019), then temperature, top-k (Fan et al. 2018) and top-p (Holtzman et al.
-2020). Top-k runs first here, on the raw logits: a positive temperature keeps their order, so the set is the same,
-and what follows works on k numbers instead of the vocabulary.
+2020). Top-k runs first here, on the raw logits: a positive temperature keeps their order, so the set is the
+same, and what follows works on k numbers instead of the vocabulary.
 """
 
 from collections.abc import Iterable

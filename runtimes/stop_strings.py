@@ -12,7 +12,7 @@ class StopStrings:
         self.found = False
 
     def push(self, piece: str) -> str:
-        """The text that is safe to show; once `found`, everything before the earliest stop string was shown."""
+        """The text that is safe to show; once `found`, all that came before the earliest stop string was."""
         if not self._stops:
             return piece
         text = self._held + piece

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from onnxforge.runtimes.errors import ArtifactError
 from onnxforge.runtimes.strict_json import read_optional_json
 
-_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
 
 
 class TextTokenizer:
@@ -35,9 +35,10 @@ class TextTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Token ids and type ids of several texts, special tokens included."""
-        return [(item.ids, item.type_ids) for item in self._tokenizer.encode_batch(list(texts))]
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """Token ids, type ids and character offsets of several texts, special tokens included."""
+        found: list[Encoding] = self._tokenizer.encode_batch(list(texts))
+        return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -48,6 +49,11 @@ class TextTokenizer:
         """The id of one token, None when the vocabulary lacks it."""
         found: int | None = self._tokenizer.token_to_id(text)
         return found
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills the end of shorter texts; masked, so 0 when the model has none."""
+        return self.token_id(self.special_tokens.get("pad_token", "")) or 0
 
     @property
     def size(self) -> int:

@@ -1,0 +1,205 @@
+"""A loaded decoder: generate, stream, chat."""
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypedDict, Unpack, cast, overload
+
+import numpy as np
+
+from onnxforge.runtimes.answer import Answer
+from onnxforge.runtimes.artifact import Manifest
+from onnxforge.runtimes.chat_template import ChatTemplate
+from onnxforge.runtimes.decode_loop import DecodeLoop
+from onnxforge.runtimes.decoder_graph import DecoderGraph
+from onnxforge.runtimes.decoder_state import DecoderState, new_state
+from onnxforge.runtimes.detokenizer import Detokenizer
+from onnxforge.runtimes.errors import RequestError
+from onnxforge.runtimes.generation_options import GenerationOptions
+from onnxforge.runtimes.interruption import CancelToken, Interruption
+from onnxforge.runtimes.prompts import (
+    Message,
+    Prompt,
+    Prompts,
+    Truncate,
+    checked_tokens,
+    fit_context,
+    is_batch,
+    is_chat,
+)
+from onnxforge.runtimes.result import Result
+from onnxforge.runtimes.sampling import Sampler
+from onnxforge.runtimes.text_stream import TextStream
+from onnxforge.runtimes.text_tokenizer import TextTokenizer
+
+
+class Options(TypedDict, total=False):
+    """Options of one request. What is absent or None comes from generation_config.json, then transformers."""
+
+    max_new_tokens: int | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    eos_token_id: int | Sequence[int] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    """The text ends before the first of these."""
+    deadline: float | None
+    """Seconds from now; then the request ends with what it has, in the middle of a prompt too."""
+    cancel: CancelToken | None
+    truncate: Truncate | None
+    """``left`` drops the oldest prompt tokens instead of raising ContextOverflow."""
+
+
+class Decoder:
+    """A loaded decoder artifact. One session serves any number of threads; each request has its own state."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        graph: DecoderGraph,
+        tokenizer: TextTokenizer,
+        chat_template: ChatTemplate | None,
+        defaults: GenerationOptions,
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.defaults = defaults
+        self._open_graph: DecoderGraph | None = graph
+
+    @property
+    def graph(self) -> DecoderGraph:
+        """The session and what it expects. Raises RequestError after `close`."""
+        if self._open_graph is None:
+            raise RequestError(f"{self.folder}: the model was closed; load it again.")
+        return self._open_graph
+
+    # To the type checker a text is a sequence of texts too and matches both; the first one counts.
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, **options: Unpack[Options]
+    ) -> Result: ...
+
+    @overload
+    def generate(self, prompt: Prompts, **options: Unpack[Options]) -> list[Result]: ...
+
+    def generate(self, prompt: Prompt | Prompts, **options: Unpack[Options]) -> Result | list[Result]:
+        """Continue a text, a chat or token ids; a list of these gives a list of results.
+
+        A text gets the tokenizer's special tokens, a chat is rendered by the model's template, ids are taken
+        as they are. Raises RequestError, ContextOverflow (before anything runs) and NumericalError.
+        """
+        if is_batch(prompt):
+            return self._finish(cast(Prompts, prompt), options)
+        return self._finish([cast(Prompt, prompt)], options)[0]
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> TextStream:
+        """As `generate` for one prompt, by pieces. The request is checked now and runs as pieces are read."""
+        if is_batch(prompt):
+            raise RequestError("stream takes one prompt; stream each prompt of a batch by itself.")
+        interruption = _interruption(options)
+        loop, answers = self._prepare([prompt], options, interruption, streamed=True)
+        return TextStream(_pieces(loop, answers[0], interruption), interruption)
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Result:
+        """Answer a chat; `generate` with a check that these are messages."""
+        if not is_chat(messages):
+            raise RequestError("chat takes a list of messages, each with a role and content.")
+        return self.generate(messages, **options)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids run from 0 to this, exclusive."""
+        return self.graph.vocabulary
+
+    def new_state(self, rows: int = 1, capacity: int = 256) -> DecoderState:
+        """The low-level interface: an empty cache for `rows` sequences of `capacity` tokens; it grows."""
+        return new_state(self.graph, rows, capacity)
+
+    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """The token ids that a prompt is read as."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special_tokens=True)
+        if not is_chat(prompt):
+            return checked_tokens(prompt, self.graph.vocabulary)
+        if self.chat_template is None:
+            raise RequestError(
+                f"{self.folder}: this model has no chat template; pass a text instead of messages."
+            )
+        text = self.chat_template.render(cast(Sequence[Message], prompt))
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def close(self) -> None:
+        """Release the session; requests that are running end normally."""
+        self._open_graph = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _finish(self, prompts: Prompts | Sequence[Prompt], options: Options) -> list[Result]:
+        with _interruption(options) as interruption:
+            loop, answers = self._prepare(prompts, options, interruption, streamed=False)
+            for _ in loop.steps():
+                pass
+        return [_result(loop, row, answer, answer.take_piece()) for row, answer in enumerate(answers)]
+
+    def _prepare(
+        self,
+        prompts: Prompts | Sequence[Prompt],
+        options: Options,
+        interruption: Interruption,
+        streamed: bool,
+    ) -> tuple[DecodeLoop, list[Answer]]:
+        graph, truncate = self.graph, options.get("truncate")
+        chosen = self.defaults.changed({name: options.get(name) for name in _GENERATION_OPTIONS})
+        reads: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+        answers: list[Answer] = []
+        longest = 0
+        for row, prompt in enumerate(prompts):
+            tokens, limit = fit_context(
+                self.prompt_tokens(prompt), chosen.max_new_tokens, graph.context_length, truncate
+            )
+            sampler = Sampler(chosen, tokens, stream=row)
+            detokenizer = Detokenizer(self.tokenizer.decode, tokens)
+            answers.append(Answer(chosen, limit, sampler, detokenizer, streamed))
+            reads.append(np.array(tokens, np.int64))
+            longest = max(longest, limit)
+        return DecodeLoop(graph, reads, answers, longest, interruption), answers
+
+
+_GENERATION_OPTIONS = tuple(GenerationOptions.__dataclass_fields__)
+
+
+def _interruption(options: Options) -> Interruption:
+    return Interruption(options.get("cancel"), options.get("deadline"))
+
+
+def _pieces(loop: DecodeLoop, answer: Answer, interruption: Interruption) -> Generator[str, None, Result]:
+    shown: list[str] = []
+    with interruption:
+        for _ in loop.steps():
+            piece = answer.take_piece()
+            if piece:
+                shown.append(piece)
+                yield piece
+    rest = answer.take_piece()
+    if rest:
+        shown.append(rest)
+        yield rest
+    return _result(loop, 0, answer, "".join(shown))
+
+
+def _result(loop: DecodeLoop, row: int, answer: Answer, text: str) -> Result:
+    if answer.finish_reason is None:
+        raise RequestError("The request has not ended.")
+    return Result(text, tuple(answer.tokens), answer.finish_reason, loop.stats(row))

@@ -1,0 +1,58 @@
+"""Open an artifact folder: check it, start its session, give back the model that fits its task."""
+
+from pathlib import Path
+from typing import Literal
+
+from onnxforge.runtimes.artifact import DECODER_TASK, read_manifest
+from onnxforge.runtimes.chat_template import read_chat_template
+from onnxforge.runtimes.decoder import Decoder
+from onnxforge.runtimes.decoder_graph import read_graph
+from onnxforge.runtimes.encoder import Encoder
+from onnxforge.runtimes.encoder_settings import read_encoder_settings
+from onnxforge.runtimes.errors import RequestError
+from onnxforge.runtimes.generation_options import options_from_config
+from onnxforge.runtimes.session import device_of, open_session, provider_name
+from onnxforge.runtimes.strict_json import read_optional_json
+from onnxforge.runtimes.text_tokenizer import TextTokenizer
+from onnxforge.runtimes.verify import verify_files
+
+Model = Decoder | Encoder
+Verify = Literal["cached", "full", "off"]
+
+
+def load(
+    path: str | Path, *, provider: str | None = None, threads: int | None = None, verify: Verify = "cached"
+) -> Model:
+    """Load an artifact folder that compile wrote.
+
+    `provider` is ``cpu``, ``cuda``, ``tensorrt`` or a full name; by default the one it was compiled for.
+    `threads` is the number of CPU threads of one run. `verify`: ``cached`` hashes a large file only when it
+    changed since it last passed, ``full`` hashes everything, ``off`` trusts the folder.
+    Raises ArtifactError when the folder is not the artifact that was written, RequestError when this machine
+    cannot run it as asked.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    if verify not in ("cached", "full", "off"):
+        raise RequestError(f"verify is {verify!r}; pass 'cached', 'full' or 'off'.")
+    if verify != "off":
+        verify_files(folder, full=verify == "full")
+    name = provider_name(provider or manifest.provider)
+    session = open_session(folder / manifest.graph, name, manifest.session, threads)
+    config = read_optional_json(folder / "config.json")
+    if manifest.task != DECODER_TASK:
+        settings = read_encoder_settings(folder, manifest, config)
+        tokenizer = TextTokenizer(folder, max_length=settings.max_length)
+        return Encoder(folder, manifest, session, tokenizer, settings)
+    tokenizer = TextTokenizer(folder)
+    size = config.get("vocab_size")
+    graph = read_graph(
+        session,
+        device_of(name),
+        manifest.context_length,
+        manifest.shared_cache,
+        size if isinstance(size, int) else tokenizer.size,
+    )
+    defaults = options_from_config(read_optional_json(folder / "generation_config.json"), config)
+    template = read_chat_template(folder, tokenizer.special_tokens)
+    return Decoder(folder, manifest, graph, tokenizer, template, defaults)
