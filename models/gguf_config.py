@@ -79,21 +79,12 @@ def rebuild_config(architecture: Architecture, header: Header) -> dict[str, Json
             "experts "
             "cannot be compiled; use a dense model."
         )
-    heads, hidden = header.whole("attention.head_count"), header.whole("embedding_length")
-    if heads <= 0 or hidden <= 0:
-        raise SourceError(f"{header.file.path}: {heads} heads and width {hidden} describe no model.")
-    head_dim = header.whole("attention.key_length", hidden // heads)
+    sizes = _sizes(header)
     config: dict[str, Json] = {
         "architectures": [architecture.causal_class],
         "model_type": architecture.model_type,
         "vocab_size": _vocabulary(header),
-        "hidden_size": hidden,
-        "intermediate_size": header.whole("feed_forward_length"),
-        "num_hidden_layers": header.whole("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": header.whole("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "max_position_embeddings": header.whole("context_length"),
+        **sizes,
         "hidden_act": architecture.activation,
         "tie_word_embeddings": not header.has("output.weight"),
         "torch_dtype": "float32",
@@ -103,8 +94,32 @@ def rebuild_config(architecture: Architecture, header: Header) -> dict[str, Json
         config[architecture.epsilon] = shortest(epsilon)
     config |= _special_ids(header.file.metadata)
     if architecture.model_type != "gpt2":
-        config |= rope_config(header.file, header.name, head_dim)
+        config |= rope_config(header.file, header.name, sizes["head_dim"])
     return config | _particulars(header, config)
+
+
+def _sizes(header: Header) -> dict[str, int]:
+    """The sizes of the model by their Hugging Face names, all positive.
+
+    Raises:
+        SourceError: one of them is missing, zero or negative.
+    """
+    heads, hidden = header.whole("attention.head_count"), header.whole("embedding_length")
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": header.whole("feed_forward_length"),
+        "num_hidden_layers": header.whole("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": header.whole("attention.head_count_kv", heads),
+        "head_dim": header.whole("attention.key_length", hidden // max(heads, 1)),
+        "max_position_embeddings": header.whole("context_length"),
+    }
+    wrong = [f"{name} is {size}" for name, size in sizes.items() if size < 1]
+    if wrong:
+        raise SourceError.listing(
+            f"{header.file.path}", wrong, "Sizes are positive; convert the model again."
+        )
+    return sizes
 
 
 def shortest(value: float) -> float:

@@ -32,7 +32,9 @@ def open_model(ref: str, *, revision: str | None = None) -> Source:
         SourceError: nothing by that name, or it cannot be read; every problem found is named.
         UnsupportedModel: it was read, but cannot be compiled; the message says why.
     """
-    path = Path(ref).expanduser()
+    if not ref:
+        raise SourceError(_unknown(ref))
+    path = _path(ref)
     if ref not in DEMOS and not _exists(path):
         name, _, at = ref.partition("@")
         if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".onnx", *PICKLES):
@@ -63,6 +65,13 @@ def _open_path(path: Path, ref: str) -> Source:
     if path.suffix in PICKLES:
         raise SourceError(f"{ref} is a pickle. {NO_PICKLES}.")
     raise SourceError(f"{ref} is a file of unknown kind {path.suffix!r}. A model is {_FORMS}.")
+
+
+def _path(ref: str) -> Path:
+    try:
+        return Path(ref).expanduser()
+    except RuntimeError as error:
+        raise SourceError(f"{ref}: {error}") from error
 
 
 def _exists(path: Path) -> bool:

@@ -89,7 +89,7 @@ def _entry(name: str, value: Json, problems: list[str]) -> _Entry | None:
         problems.append(f"tensor {name!r} has shape {shape} and offsets {offsets}")
         return None
     entry = _Entry(name, _DTYPES[dtype], dims, span[0], span[1])
-    needed = entry.dtype.itemsize
+    needed = entry.dtype.bitwidth // 8
     for dim in dims:
         needed *= dim
     if span[1] - span[0] != needed:

@@ -172,10 +172,8 @@ def _add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, quantize: boo
 
 def add_tokenizer(writer: GGUFWriter) -> None:
     """A byte-level vocabulary of three control tokens, the bytes and a few merged tokens."""
-    pad = ["<|unused|>" + str(index) for index in range(VOCAB)]
-    tokens = (["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_tokens(), "th", "the", "Ġthe"] + pad)[
-        :VOCAB
-    ]
+    known = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_tokens(), "th", "the", "Ġthe"]
+    tokens = [*known, *(f"<|unused|>{index}" for index in range(VOCAB - len(known)))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
