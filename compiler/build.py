@@ -10,7 +10,7 @@ from onnxforge.compiler.expectations import check_expectations
 from onnxforge.compiler.failpoints import failpoint
 from onnxforge.compiler.graph_facts import graph_facts
 from onnxforge.compiler.manifest import manifest_for
-from onnxforge.compiler.observe import Ledger, PassRecord, run_passes
+from onnxforge.compiler.observe import Ledger, PassRecord, graph_stats, run_passes
 from onnxforge.compiler.progress import Progress, Silent, describe
 from onnxforge.compiler.save import save_model, weight_bytes
 from onnxforge.compiler.sidecars import sidecars
@@ -44,7 +44,8 @@ def build(
     """Run ``target``'s passes on a copy of ``exported`` and write an unproven artifact into ``folder``."""
     watch = progress or Silent()
     model = exported.clone()
-    ledger = _run(model, target, watch)
+    before = graph_stats(model).weight_bytes
+    ledger = _run(model, target, before, watch)
     facts = graph_facts(model)
     check_expectations(target, facts.kind, ledger)
     failpoint("after-passes")
@@ -54,7 +55,8 @@ def build(
     size = weight_bytes(model)
     publish.require_space(folder, size + _GRAPH_ROOM + sum(map(len, source.sidecars.values())))
     watch.begin("write weights")
-    written = save_model(model, folder, on_bytes=watch.advance)
+    share = before / size if size else 0.0  # quantized bytes count as what they were made from
+    written = save_model(model, folder, on_bytes=lambda count: watch.advance(round(count * share)))
     watch.end(f"{sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
     failpoint("after-weights")
 
@@ -73,13 +75,13 @@ def build(
     return Built(model, ledger, manifest)
 
 
-def _run(model: ir.Model, target: Target, watch: Progress) -> Ledger:
+def _run(model: ir.Model, target: Target, size: int, watch: Progress) -> Ledger:
     passes = pipeline.parse(target.passes)
     names = iter([*(p.pass_name() for p in passes), ""])
     watch.begin(next(names))
 
     def done(record: PassRecord) -> None:
-        watch.advance(record.before.weight_bytes)
+        watch.advance(size)
         watch.end(describe(record))
         if following := next(names):
             watch.begin(following)

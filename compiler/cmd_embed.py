@@ -30,8 +30,8 @@ def embed(
     from onnxforge.compiler.loaded import load_encoder
     from onnxforge.compiler.terminal import piped_text
 
-    wanted = texts or [line for line in piped_text().splitlines() if line.strip()]
     with load_encoder(folder, threads) as model:
+        wanted = texts or [line for line in piped_text().splitlines() if line.strip()]
         vectors = model.encode(wanted, normalize_embeddings=normalize or similarity)
     rows = (vectors @ vectors.T if similarity else vectors).tolist()
     if as_json:

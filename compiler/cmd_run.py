@@ -1,4 +1,4 @@
-"""``run DIR PROMPT``: continue a text."""
+"""``run DIR PROMPT``: continue a text, or predict what the model's task asks for."""
 
 import dataclasses
 import json
@@ -31,14 +31,18 @@ def run(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Continue PROMPT and print the text as it comes. Speeds go to stderr."""
-    from onnxforge.compiler.loaded import load_decoder
+    """Continue PROMPT and print the text as it comes; a classifier or masked model prints its predictions."""
+    from onnxforge.compiler.loaded import load_any
     from onnxforge.compiler.terminal import piped_text, show
+    from onnxforge.runtimes import Encoder
 
-    text = piped_text() if prompt is None else prompt
-    with (
-        load_decoder(folder, threads) as model,
-        model.stream(
+    with load_any(folder, threads) as model:
+        text = piped_text() if prompt is None else prompt
+        if isinstance(model, Encoder):
+            predictions = [dataclasses.asdict(found) for found in model.predict([text])[0]]
+            print(json.dumps({"prompt": text, "predictions": predictions} if as_json else predictions))
+            return
+        with model.stream(
             text,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
@@ -48,16 +52,15 @@ def run(
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
-        ) as stream,
-    ):
-        for piece in stream:
-            if not as_json:
-                show(piece)
-        result = stream.result
+        ) as stream:
+            for piece in stream:
+                if not as_json:
+                    show(piece)
+            result = stream.result
     if as_json:
         print(json.dumps({"prompt": text, **dataclasses.asdict(result)}))
         return
-    print()
+    print(flush=True)
     stats = result.stats
     print(
         f"{stats.prompt_tokens} prompt tokens at {stats.prefill_tokens_per_s:.1f}/s, "

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 from onnxforge.compiler.errors import RequestRefused
-from onnxforge.runtimes import Decoder, Encoder, load
+from onnxforge.runtimes import Decoder, Encoder, Model, load
+
+
+def load_any(folder: Path, threads: int | None) -> Model:
+    """Whatever is in ``folder``."""
+    return load(folder, threads=threads)
 
 
 def load_decoder(folder: Path, threads: int | None) -> Decoder:
@@ -13,7 +18,7 @@ def load_decoder(folder: Path, threads: int | None) -> Decoder:
         ArtifactError: no whole artifact is there.
         RequestRefused: it is an encoder.
     """
-    model = load(folder, threads=threads)
+    model = load_any(folder, threads)
     if isinstance(model, Decoder):
         return model
     model.close()
@@ -24,7 +29,7 @@ def load_decoder(folder: Path, threads: int | None) -> Decoder:
 
 def load_encoder(folder: Path, threads: int | None) -> Encoder:
     """The encoder in ``folder``; raises like :func:`load_decoder`."""
-    model = load(folder, threads=threads)
+    model = load_any(folder, threads)
     if isinstance(model, Encoder):
         return model
     model.close()

@@ -14,6 +14,7 @@ NAMES: tuple[str, ...] = (
     "fuse-skip-norm",
     "quantize-weights",
     "limit-logits",
+    "last-token-logits",
     "cleanup",
 )
 
