@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnxforge.passes.constants import constant, integers
+from onnxforge.passes.constants import constant, integers, readable
 from onnxforge.passes.dims import Dim, product
 from onnxforge.passes.matching import input_at, int_attribute, is_op
 from onnxforge.passes.operator_families import BROADCASTING, ELEMENTWISE, REDUCTIONS
@@ -19,6 +19,8 @@ from onnxforge.passes.slicing import slice_bounds
 
 Shape: TypeAlias = tuple[Dim, ...]
 ONE = Dim.number(1)
+MAX_ELEMENTS = 64
+"""Integer tensors with more elements are indices, not sizes."""
 
 
 @dataclass
@@ -52,10 +54,10 @@ class Facts:
         if value is None:
             return None
         if value not in self.elements:
-            numbers = integers(value)
-            if numbers is None:
+            array = readable(value, MAX_ELEMENTS)
+            if array is None or array.ndim > 1 or array.dtype.kind not in "iub":
                 return None
-            self.elements[value] = tuple(Dim.number(number) for number in numbers)
+            self.elements[value] = tuple(Dim.number(int(number)) for number in array.reshape(-1))
         return self.elements[value]
 
     def _recorded(self, dim: object) -> Dim:
@@ -233,12 +235,26 @@ def _slice(node: ir.Node, facts: Facts) -> Shape | None:
     if shape is None:
         return None
     if bounds is None:
-        axes = integers(input_at(node, 3))
-        touched = {axis % len(shape) for axis in axes} if axes is not None else set(range(len(shape)))
-        return tuple(facts.unknown() if axis in touched else dim for axis, dim in enumerate(shape))
+        return _computed_slice(node, shape, facts)
     result = list(shape)
     for axis, start, end, step in bounds:
         result[axis % len(shape)] = _sliced(result[axis % len(shape)], start, end, step) or facts.unknown()
+    return tuple(result)
+
+
+def _computed_slice(node: ir.Node, shape: Shape, facts: Facts) -> Shape | None:
+    """A Slice between computed bounds. A stored table (a mask, position ids) is taken to be long enough:
+    a shorter one could not run.
+    """
+    starts, ends = facts.sizes(input_at(node, 1)), facts.sizes(input_at(node, 2))
+    axes, steps = integers(input_at(node, 3)), integers(input_at(node, 4))
+    touched = {axis % len(shape) for axis in axes} if axes is not None else set(range(len(shape)))
+    result = [facts.unknown() if axis in touched else dim for axis, dim in enumerate(shape)]
+    if starts is None or ends is None or axes is None or set(steps or (1,)) != {1}:
+        return tuple(result)
+    for axis, start, end in zip(axes, starts, ends, strict=True):
+        if shape[axis].value is not None and start.is_size and end.is_size and end.value is None:
+            result[axis] = end - start
     return tuple(result)
 
 
@@ -316,6 +332,7 @@ _RULES: dict[str, Callable[[ir.Node, Facts], Shape | None]] = {
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
+    "GatherElements": lambda node, facts: facts.shape(node.inputs[1]),
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Range": _range,

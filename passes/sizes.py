@@ -11,10 +11,9 @@ import onnx_ir as ir
 from onnxforge.passes.constants import integers, readable
 from onnxforge.passes.dims import Dim, product
 from onnxforge.passes.matching import input_at, int_attribute, is_op
-from onnxforge.passes.shapes import Facts, Shape
+from onnxforge.passes.shapes import MAX_ELEMENTS, Facts, Shape
 from onnxforge.passes.slicing import slice_bounds
 
-MAX_ELEMENTS = 64
 _UNCHANGED = frozenset(["Cast", "CastLike", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"])
 _INTEGERS = (None, ir.DataType.INT64, ir.DataType.INT32)
 
