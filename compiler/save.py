@@ -1,14 +1,17 @@
 """Writing the graph and its weights: ``onnx/model.onnx`` and ``onnx/model.onnx_data``, tensor by tensor.
 
 The data file's name has an underscore because transformers.js hard-codes it. Lazy weights are computed,
-written and dropped one at a time, so the peak is one tensor. Equal models give equal bytes.
+written and dropped on every core, in order, so the peak is a few tensors. Equal models give equal bytes.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxforge.compiler.failpoints import failpoint
@@ -18,6 +21,9 @@ ALIGNMENT = 4096
 """Weights start on page borders, so that a runtime can map them."""
 INLINE = 1024
 """Tensors up to this many bytes stay in the graph: ONNX Runtime's shape inference reads no external ones."""
+AHEAD = 128 << 20
+"""Bytes of weights that may be in memory before they are written, beyond the one that is being written."""
+_BYTE = 8
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -55,18 +61,47 @@ def _write_weights(model: ir.Model, path: Path, on_bytes: Callable[[int], None])
     if not any(True for _ in _large_tensors(model)):
         return placed
     with open(path, "wb") as file:
-        for tensor in _large_tensors(model):
+        for tensor, data in _computed(list(_large_tensors(model))):
+            if data.nbytes != tensor.nbytes:
+                raise ValueError(
+                    f"weight {tensor.name!r}: wrote {data.nbytes} bytes, declared {tensor.nbytes}"
+                )
             file.seek(_aligned(file.tell()))
             placed[id(tensor)] = file.tell()
-            _copy(tensor, file)
-            written = file.tell() - placed[id(tensor)]
-            if written != tensor.nbytes:
-                raise ValueError(f"weight {tensor.name!r}: wrote {written} bytes, declared {tensor.nbytes}")
-            on_bytes(written)
+            file.write(data)
+            on_bytes(data.nbytes)
             failpoint("in-weights")
         file.flush()
         os.fsync(file.fileno())
     return placed
+
+
+def _computed(tensors: Sequence[ir.TensorProtocol]) -> Iterator[tuple[ir.TensorProtocol, memoryview]]:
+    """The little-endian bytes of each tensor, in order. Up to a core's worth of tensors is computed ahead,
+    as long as they fit into :data:`AHEAD` bytes together; a larger one is computed alone."""
+    waiting = deque(tensors)
+    ahead: deque[tuple[ir.TensorProtocol, Future[memoryview]]] = deque()
+    with ThreadPoolExecutor(max_workers=_cores()) as pool:
+        while waiting or ahead:
+            while waiting and len(ahead) <= _cores():
+                size = sum(tensor.nbytes for tensor, _ in ahead) + waiting[0].nbytes
+                if ahead and size > AHEAD:
+                    break
+                tensor = waiting.popleft()
+                ahead.append((tensor, pool.submit(_bytes, tensor)))
+            tensor, data = ahead.popleft()
+            yield tensor, data.result()
+
+
+def _bytes(tensor: ir.TensorProtocol) -> memoryview:
+    """Without a copy where the array in memory is what goes to disk."""
+    array = tensor.numpy()
+    packed = tensor.dtype.bitwidth < _BYTE or sys.byteorder == "big" or not array.flags.c_contiguous
+    return memoryview(tensor.tobytes()) if packed else array.reshape(-1).view(np.uint8).data
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _large_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -91,14 +126,6 @@ def _reference(tensor: ir.TensorProtocol, name: str, path: Path, offset: int) ->
         name=name,
         base_dir=path.parent,
     )
-
-
-def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
-    """Write the little-endian bytes of ``tensor``, without a second copy in memory where it knows how."""
-    if hasattr(tensor, "tofile"):
-        tensor.tofile(file)
-    else:
-        file.write(tensor.tobytes())
 
 
 def _aligned(size: int) -> int:

@@ -1,5 +1,11 @@
-"""Before anything is published: the folder loads and runs, the way a user would load and run it."""
+"""Before anything is published: the folder loads and runs, the way a user would load and run it.
 
+It happens in a process of its own. The compile's memory stays what its weights need, and a crash in native code
+is an answer like any other.
+"""
+
+import subprocess
+import sys
 from pathlib import Path
 
 from onnxforge.compiler.errors import SelfCheckFailed
@@ -16,19 +22,32 @@ def self_check(folder: Path) -> None:
         SelfCheckFailed: it does not load, does not run, or its numbers are not finite (which every
             call of the runtime looks for).
     """
+    command = [sys.executable, "-m", "onnxforge.compiler.selfcheck", str(folder)]
+    child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if child.returncode:
+        lines = child.stderr.strip().splitlines() or [f"it died with status {child.returncode}"]
+        raise SelfCheckFailed(
+            f"The compiled artifact does not run: {lines[-1]} Nothing was published. "
+            "Compile with `--without` one pass after the other to find the one that broke it."
+        )
+
+
+def run_once(folder: Path) -> None:
+    """The check itself, in this process; any exception means that the artifact is not usable."""
     from onnxforge.runtimes import Decoder, load
 
+    with load(folder) as model:
+        if isinstance(model, Decoder):
+            room = model.manifest.context_length - len(_PROMPT)
+            model.generate(_PROMPT, max_new_tokens=min(NEW_TOKENS, room), do_sample=False)
+        elif model.manifest.task == "feature-extraction":
+            model.encode([_SENTENCE])
+        else:
+            model.logits([_SENTENCE])
+
+
+if __name__ == "__main__":
     try:
-        with load(folder) as model:
-            if isinstance(model, Decoder):
-                room = model.manifest.context_length - len(_PROMPT)
-                model.generate(_PROMPT, max_new_tokens=min(NEW_TOKENS, room), do_sample=False)
-            elif model.manifest.task == "feature-extraction":
-                model.encode([_SENTENCE])
-            else:
-                model.logits([_SENTENCE])
+        run_once(Path(sys.argv[1]))
     except Exception as error:
-        raise SelfCheckFailed(
-            f"The compiled artifact does not run: {type(error).__name__}: {error} Nothing was published. "
-            "Compile with `--without` one pass after the other to find the one that broke it."
-        ) from error
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -28,5 +28,6 @@ def test_optimum_lists_it(tmp_path: Path):
 def test_it_is_the_compile_command(tmp_path: Path, arguments: tuple[str, ...], says: str):
     refused = optimum("onnxforge", *arguments, cwd=tmp_path)
     assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
     assert says in refused.stderr
     assert not (tmp_path / "out").exists()
