@@ -65,10 +65,12 @@ def _table(file: GgufFile, tensor: str) -> NDArray[np.float32]:
     return GgufBlocks(file.path, file.tensors[tensor]).values().reshape(-1)
 
 
-def _llama3(file: GgufFile, theta: float, rotated: int) -> dict[str, Json]:
+def _llama3(file: GgufFile, theta: float, rotated: int) -> dict[str, Json] | None:
     """Llama 3.1 scaling: accepted only if its published constants give the very factors of the file."""
     stored = _table(file, "rope_freqs.weight")
     factor = float(stored.max(initial=1.0))
+    if (stored == 1).all():
+        return None
     wavelength = 2 * np.pi * theta ** (np.arange(0, rotated, 2) / rotated)
     ratio = np.clip((_LLAMA3_CONTEXT / wavelength - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW), 0.0, 1.0)
     expected = 1 / ((1 - ratio) / factor + ratio)

@@ -15,10 +15,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.models.gguf_file import GgufFile, Value
 from onnxforge.models.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from onnxforge.models.gguf_sentencepiece import sentencepiece
 from onnxforge.models.source import Json
 
 _TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
 """Control tokens that end a turn in the published chat formats; where one exists, it stops generation."""
+
+
+_UNTRIMMED = ("<unk>", "<s>", "<|endoftext|>")
+"""Phi-3's added tokens after which white space stays."""
 
 
 class TokenType(IntEnum):
@@ -66,15 +71,22 @@ def tokenizer_files(file: GgufFile, context_length: int) -> dict[str, bytes]:
     """
     vocabulary = _vocabulary(file)
     kind = file.metadata.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise UnsupportedModel(
-            f"{file.path}: tokenizer.ggml.model is {kind!r}. Only byte-level BPE ('gpt2') can be reproduced "
-            "exactly. Use the Hugging Face folder of this model, which has its tokenizer.json."
-        )
-    rule = _rule(file)
-    tokenizer = _byte_level(vocabulary, rule)
-    add_bos = vocabulary.flag("add_bos_token", rule.adds_bos)
-    _add_specials(tokenizer, vocabulary)
+    match kind:
+        case "gpt2":
+            rule = _rule(file)
+            tokenizer, adds_bos, trimmed = _byte_level(vocabulary, rule), rule.adds_bos, False
+        case "llama":
+            tokenizer, adds_bos, trimmed = _sentencepiece(vocabulary), True, _trims_after_added(file)
+        case _:
+            raise UnsupportedModel(
+                f"{file.path}: tokenizer.ggml.model is {kind!r}. Byte-level BPE ('gpt2') and SentencePiece "
+                "BPE "
+                "('llama') can be reproduced exactly. Use the Hugging Face folder of this model, which has "
+                "its "
+                "tokenizer.json."
+            )
+    add_bos = vocabulary.flag("add_bos_token", adds_bos)
+    _add_specials(tokenizer, vocabulary, trimmed)
     _frame(tokenizer, vocabulary, add_bos)
     files = {"tokenizer.json": tokenizer.to_str(pretty=False).encode()}
     return files | _companions(vocabulary, context_length, add_bos)
@@ -119,8 +131,8 @@ def _rule(file: GgufFile) -> PreTokenizer:
         return PRE_TOKENIZERS[name]
     raise UnsupportedModel(
         f"{file.path}: pre-tokenizer {name!r} (tokenizer.ggml.pre) is not known; guessing it would give "
-        "wrong "
-        f"token ids. Known: {', '.join(sorted(PRE_TOKENIZERS))}. Use the Hugging Face folder of this model."
+        f"wrong token ids. Known: {', '.join(sorted(PRE_TOKENIZERS))}. Use the Hugging Face folder of this "
+        "model."
     )
 
 
@@ -151,16 +163,38 @@ def _byte_level(vocabulary: Vocabulary, rule: PreTokenizer) -> Tokenizer:
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.gpt2))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return tokenizer
 
 
-def _add_specials(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
+    scores = vocabulary.metadata.get("tokenizer.ggml.scores")
+    values = tuple(float(score) for score in scores) if isinstance(scores, tuple) else ()
+    if len(values) != len(vocabulary.tokens):
+        raise SourceError(f"{vocabulary.where}: tokenizer.ggml.scores does not have one entry per token.")
+    unknown = vocabulary.special("unknown")
+    return sentencepiece(
+        vocabulary.where,
+        vocabulary.tokens,
+        values,
+        None if unknown is None else vocabulary.tokens[unknown],
+        vocabulary.flag("add_space_prefix", True),
+    )
+
+
+def _trims_after_added(file: GgufFile) -> bool:
+    """Phi-3's own tokenizer swallows the white space after an added token; the file does not say so."""
+    return file.metadata.get("general.architecture") == "phi3"
+
+
+def _add_specials(tokenizer: Tokenizer, vocabulary: Vocabulary, trimmed: bool) -> None:
     """Control tokens are special (skipped when text is shown), user-defined ones are plain added tokens."""
     for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
+        rstrip = trimmed and token not in _UNTRIMMED
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True, rstrip=rstrip)])
         elif kind == TokenType.USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=False, rstrip=rstrip)])
 
 
 def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary, add_bos: bool) -> None:
@@ -170,7 +204,6 @@ def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary, add_bos: bool) -> None:
     if add_bos and before is None:
         raise SourceError(f"{vocabulary.where}: add_bos_token is set, but bos_token_id names no token.")
     if before is None and after is None:
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
         return
     used = [identity for identity in (before, after) if identity is not None]
     head = [vocabulary.tokens[before]] if before is not None else []

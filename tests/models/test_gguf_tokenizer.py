@@ -142,12 +142,70 @@ def test_generation_stops_at_eos_and_at_the_end_of_a_turn():
     assert stop_ids(_small(eot_token_id=0)) == [1, 0, 2]
 
 
+def _sentencepiece(**changes: Value | None) -> GgufFile:
+    """A SentencePiece vocabulary: specials, bytes, letters, and merged pieces that compete by score."""
+    special, byte = ("<unk>", "<s>", "</s>", "[tool]"), tuple(f"<0x{code:02X}>" for code in range(256))
+    plain = ("▁", "a", "b", "c", "ab", "bc", "▁a", "abc", "▁▁")
+    values: dict[str, Value | None] = {
+        "model": "llama",
+        "tokens": (*special, *byte, *plain),
+        "token_type": (2, 3, 3, 4, *[6] * 256, *[1] * len(plain)),
+        "scores": (*[0.0] * 260, -9.0, -9.0, -9.0, -9.0, -3.0, -1.0, -2.0, -4.0, -5.0),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+        "merges": None,
+        "pre": None,
+    }
+    return _small(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "prefixed", "bare"),
+    [
+        ("abc", ["▁a", "bc"], ["abc"]),
+        ("ab", ["▁a", "b"], ["ab"]),
+        ("a  b", ["▁a", "▁▁", "b"], ["a", "▁▁", "b"]),
+        ("cé\n", ["▁", "c", "<0xC3>", "<0xA9>", "<0x0A>"], ["c", "<0xC3>", "<0xA9>", "<0x0A>"]),
+        ("b[tool]b</s>", ["▁", "b", "[tool]", "▁", "b", "</s>"], ["b", "[tool]", "b", "</s>"]),
+    ],
+)
+def test_sentencepiece_merges_by_score_and_spells_the_rest_in_bytes(text, prefixed, bare):
+    for expected, flag in ((prefixed, True), (bare, False)):
+        tokenizer = _tokenizer(_sentencepiece(add_space_prefix=flag))
+        encoded = tokenizer.encode(text)
+        assert encoded.tokens == ["<s>", *expected]
+        if "[tool]" not in text:
+            assert tokenizer.decode(encoded.ids) == text
+
+
+def test_phi3_drops_the_space_after_an_added_token():
+    file = _sentencepiece(add_space_prefix=False)
+    phi3 = dataclasses.replace(file, metadata={**file.metadata, "general.architecture": "phi3"})
+    tokens = _tokens(file)
+    shown = [tokens[token] for token in _tokenizer(phi3).encode("[tool] a<s> a").ids]
+    assert shown == ["<s>", "[tool]", "a", "<s>", "▁a"]
+    assert [tokens[token] for token in _tokenizer(file).encode("[tool] a").ids] == ["<s>", "[tool]", "▁a"]
+
+
+def test_a_sentencepiece_vocabulary_must_be_whole():
+    with pytest.raises(SourceError, match="scores does not have one entry per token"):
+        tokenizer_files(_sentencepiece(scores=(0.0,)), 2048)
+    tokens = tuple("x" if token == "<0x0A>" else token for token in _tokens(_sentencepiece()))
+    with pytest.raises(SourceError, match="1 of the 256 byte tokens are missing, the first is 0xa"):
+        tokenizer_files(_sentencepiece(tokens=tokens), 2048)
+
+
+def _tokens(file: GgufFile) -> tuple[str, ...]:
+    return tuple(str(token) for token in file.metadata["tokenizer.ggml.tokens"])
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "reason"),
     [
         ({"pre": "klingon"}, UnsupportedModel, r"pre-tokenizer 'klingon'.*Known: codeshell"),
         ({"pre": None}, UnsupportedModel, "pre-tokenizer None"),
-        ({"model": "rwkv"}, UnsupportedModel, "tokenizer.ggml.model is 'rwkv'"),
+        ({"model": "rwkv"}, UnsupportedModel, r"tokenizer\.ggml\.model is 'rwkv'"),
         ({"tokens": None}, SourceError, "tokenizer.ggml.tokens is missing"),
         ({"tokens": ("a", "a")}, SourceError, "one entry per token"),
         ({"tokens": ("a", "a"), "token_type": (1, 1)}, SourceError, "the same token twice"),
