@@ -44,6 +44,9 @@ _DROPPED = frozenset(
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn", "proportional"})
 """Rotary tables that do not depend on the length of the prompt."""
 
+_LARGEST = 2**25
+"""Far above any real size; without a bound, a hostile file could ask for terabytes of position ids."""
+
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 
@@ -103,10 +106,12 @@ def _check_sizes(config: "PretrainedConfig", ref: str) -> None:
     wrong = []
     for name in _SIZES:
         value = getattr(config, name, None)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or not 1 <= value <= _LARGEST:
             wrong.append(f"{name} is {value!r}")
     if wrong:
-        raise SourceError(f"{ref}: config.json: {'; '.join(wrong)}; each must be a positive whole number.")
+        raise SourceError(
+            f"{ref}: config.json: {'; '.join(wrong)}. Each must be a whole number from 1 to {_LARGEST}."
+        )
 
 
 def _check_rope(config: "PretrainedConfig", ref: str) -> None:

@@ -1,10 +1,13 @@
 """From a source to an ONNX graph: traced without weights, grown to full depth, bound lazily."""
 
+from typing import TYPE_CHECKING
+
 import onnx_ir as ir
 
 from onnxforge.models import attention_form
 from onnxforge.models.bind import bind, tied_weights_differ
 from onnxforge.models.config_class import build_config, context_length, model_class
+from onnxforge.models.errors import SourceError
 from onnxforge.models.families import Family, family_for
 from onnxforge.models.skeleton import Skeleton, build_skeleton
 from onnxforge.models.source import Source, SourceKind
@@ -12,6 +15,9 @@ from onnxforge.models.stamp import stamp
 from onnxforge.models.tasks import Task, parse_task, task_for
 from onnxforge.models.tidy import finish, tidy
 from onnxforge.models.trace import quiet, trace
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 IR_VERSION = 11
 """The lowest ONNX IR version that allows opset 23."""
@@ -58,11 +64,29 @@ def _skeleton(source: Source, family: Family, task: Task) -> tuple[Skeleton, int
     config = build_config(source.config, family, source.ref)
     context = context_length(config, family)
     wanted_class = model_class(family, task, source.ref)
-    skeleton = build_skeleton(wanted_class, config, family, pooled=task is not Task.FEATURE_EXTRACTION)
+    if config.num_hidden_layers > max(len(source.weights), 1):
+        raise SourceError(
+            f"{source.ref}: config.json asks for {config.num_hidden_layers} layers, and the weight files "
+            f"hold {len(source.weights)} tensors in all. Check that they belong together."
+        )
+    pooled = task is not Task.FEATURE_EXTRACTION
+    skeleton = _built(wanted_class, config, family, source.ref, pooled=pooled)
     if tied_weights_differ(source.weights, skeleton):
         untied = build_config(dict(source.config) | {"tie_word_embeddings": False}, family, source.ref)
-        skeleton = build_skeleton(wanted_class, untied, family, pooled=task is not Task.FEATURE_EXTRACTION)
+        skeleton = _built(wanted_class, untied, family, source.ref, pooled=pooled)
     return skeleton, context
+
+
+def _built(
+    wanted: "type[PreTrainedModel]", config: "PretrainedConfig", family: Family, ref: str, *, pooled: bool
+) -> Skeleton:
+    try:
+        return build_skeleton(wanted, config, family, pooled=pooled)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # The modelling code reads the configuration unchecked: what it stumbles over is a value in the file.
+        raise SourceError(
+            f"{ref}: config.json describes no valid {wanted.__name__}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _describe(model: ir.Model, source: Source, family: Family, task: Task, context: int) -> None:

@@ -29,6 +29,7 @@ def tidy(model: ir.Model, skeleton: Skeleton) -> None:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.DeduplicateInitializersPass(size_limit=1024)(model)
     _keep_leading_dimensions(model.graph)
+    _count_axes_from_the_front(model.graph)
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -93,6 +94,14 @@ def _keep_leading_dimensions(graph: ir.Graph) -> None:
             graph.initializers[name] = made[target]
         node.replace_input_with(1, made[target])
         node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+
+
+def _count_axes_from_the_front(graph: ir.Graph) -> None:
+    """Concat along -2 of a rank-4 value is Concat along 2: passes need to know one spelling only."""
+    for node in graph:
+        shape = node.outputs[0].shape
+        if node.op_type == "Concat" and shape is not None:
+            node.attributes["axis"] = ir.AttrInt64("axis", node.attributes["axis"].as_int() % len(shape))
 
 
 def _kept_shape(before: ir.Shape | None, after: ir.Shape | None, concat: ir.Node) -> tuple[int, ...] | None:

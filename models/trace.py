@@ -65,10 +65,10 @@ def _export(skeleton: Skeleton, family: Family) -> ir.Model:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise UnsupportedModel(
             f"{family.model_type}: the dynamo exporter cannot follow this architecture with this version of "
-            f"transformers: {first_line}. Compile an .onnx file of the model instead."
+            f"transformers: {lines[0].rstrip('.')}. Compile an .onnx file of the model instead."
         ) from error
     if exported is None:
         raise UnsupportedModel(f"{family.model_type}: the dynamo exporter returned no program.")

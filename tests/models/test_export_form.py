@@ -59,10 +59,9 @@ def test_each_layer_is_one_attention_and_each_window_one_mask(model_type, masks,
     for index, node in enumerate(attentions):
         key, value = node.inputs[1], node.inputs[2]
         assert [key.name, value.name] == [f"present.{index}.key", f"present.{index}.value"]
-        assert [key.producer().op_type, key.producer().inputs[0].name] == [
-            "Concat",
-            f"past_key_values.{index}.key",
-        ]
+        concat = key.producer()
+        assert [concat.op_type, concat.inputs[0].name] == ["Concat", f"past_key_values.{index}.key"]
+        assert concat.attributes["axis"].as_int() == 2
         assert [str(dim) for dim in node.inputs[3].shape][1:] == [
             "1",
             "sequence_length",

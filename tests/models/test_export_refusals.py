@@ -108,7 +108,17 @@ def test_a_mask_rule_of_the_models_own_is_refused(tiny_source):
 
 
 @pytest.mark.parametrize(
-    "values", [{"hidden_size": "many"}, {"num_hidden_layers": 0}, {"vocab_size": -1}, {"rope_scaling": 7}]
+    "values",
+    [
+        {"hidden_size": "many"},
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": 1000000},
+        {"vocab_size": -1},
+        {"max_position_embeddings": 10**15},
+        {"rope_scaling": 7},
+        {"rope_scaling": {"rope_type": "llama3"}},
+        {"hidden_act": "nothing"},
+    ],
 )
 def test_an_impossible_configuration_is_a_source_error(values, tiny_source):
     with pytest.raises(SourceError, match=r"config\.json"):
