@@ -1,12 +1,13 @@
 """Our tokenizer for a GGUF file against llama.cpp's, on generated text.
 
     pip install llama-cpp-python tokenizers numpy gguf onnx-ir
-    python bench/tokenizer_oracle.py [model.gguf] [--texts 500] [--pre NAME]
+    python bench/tokenizer_oracle.py [model.gguf] [--texts 500] [--pre NAME | --sentencepiece]
 
 Without a file, the demo model's. llama.cpp loads the vocabulary only. Both sides parse special tokens in the
 text and add BOS where the file says so. ``--pre`` first rewrites ``tokenizer.ggml.pre`` in a copy that holds
 no weights, so that every cutting rule can be compared with one vocabulary (``--pre all`` runs them all).
-Exit code 1 when any text differs.
+``--sentencepiece`` compares SentencePiece BPE on a small vocabulary trained here, with and without the space
+prefix. Exit code 1 when any text differs.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from gguf import GGUFWriter
 from llama_cpp import Llama
 from tokenizers import Tokenizer
 
@@ -147,29 +149,72 @@ def compare(path: Path, file: GgufFile, count: int) -> int:
 
 def with_rule(file: GgufFile, rule: str, folder: Path) -> Path:
     """A copy of the file's tokenizer, without weights, under another cutting rule."""
-    from gguf import GGUFWriter
-
     path = folder / f"{rule}.gguf"
     writer = GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(2048)
-    writer.add_embedding_length(64)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-5)
+    _add_sizes(writer)
     metadata = file.metadata
     writer.add_tokenizer_model(str(metadata["tokenizer.ggml.model"]))
     writer.add_tokenizer_pre(rule)
     writer.add_token_list(list(metadata["tokenizer.ggml.tokens"]))
     writer.add_token_types(list(metadata["tokenizer.ggml.token_type"]))
     writer.add_token_merges(list(metadata["tokenizer.ggml.merges"]))
-    writer.add_bos_token_id(int(metadata["tokenizer.ggml.bos_token_id"]))
-    writer.add_eos_token_id(int(metadata["tokenizer.ggml.eos_token_id"]))
+    _finish(
+        writer, int(metadata["tokenizer.ggml.bos_token_id"]), int(metadata["tokenizer.ggml.eos_token_id"])
+    )
+    return path
+
+
+def sentencepiece(folder: Path, space_prefix: bool) -> Path:
+    """A SentencePiece vocabulary of about 6,000 pieces, trained on Python's own documentation."""
+    import json
+    import pydoc_data.topics
+
+    from gguf import GGUFWriter
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    prose = "\n".join(pydoc_data.topics.topics.values())[:400_000]
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    corpus = [prose, "\n".join(_WORDS * 50), "\n".join(_CODE * 20)]
+    trained.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=6000, show_progress=False))
+    merged = [left + right for left, right in json.loads(trained.to_str())["model"]["merges"]]
+    letters = sorted(trained.get_vocab().keys() - set(merged))
+    head = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces, tail = list(dict.fromkeys([*merged, *letters])), ["<|user|>", "[tool]"]
+    path = folder / f"sentencepiece-{space_prefix}.gguf"
+    writer = GGUFWriter(path, "llama")
+    _add_sizes(writer)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("SentencePiece" + (", space prefix" if space_prefix else ""))
+    writer.add_token_list([*head, *pieces, *tail])
+    writer.add_token_scores(
+        [0.0] * len(head) + [-float(rank) for rank in range(len(pieces))] + [0.0] * len(tail)
+    )
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * len(pieces), 3, 4])
+    writer.add_unk_token_id(0)
+    writer.add_add_space_prefix(space_prefix)
+    _finish(writer, 1, 2)
+    return path
+
+
+def _add_sizes(writer: GGUFWriter) -> None:
+    """The sizes without which llama.cpp opens no file, whatever is asked of it."""
+    writer.add_block_count(1)
+    writer.add_context_length(2048)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+
+
+def _finish(writer: GGUFWriter, bos: int, eos: int) -> None:
+    writer.add_bos_token_id(bos)
+    writer.add_eos_token_id(eos)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def main() -> int:
@@ -180,7 +225,12 @@ def main() -> int:
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file (default: the demo model)")
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--pre", help="compare under this cutting rule, or 'all'")
+    parser.add_argument("--sentencepiece", action="store_true", help="compare SentencePiece BPE")
     options = parser.parse_args()
+    if options.sentencepiece:
+        with tempfile.TemporaryDirectory() as folder:
+            copies = [sentencepiece(Path(folder), prefix) for prefix in (True, False)]
+            return int(sum(compare(copy, read_gguf(copy), options.texts) for copy in copies) > 0)
     path = options.model or locate_demo("smollm2-135m")
     file = read_gguf(path)
     if options.pre is None:
