@@ -65,7 +65,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     raw = read_json(path)
     found = raw.get("format")
-    if found != FORMAT:
+    if found != FORMAT or isinstance(found, bool):
         raise ArtifactError(
             f"{path}: artifact format {found!r}; this version reads format {FORMAT}. "
             "Compile the model again, or install the matching version."
@@ -179,7 +179,7 @@ class _Reader:
     def record(self, key: str, item: object) -> FileRecord:
         match item:
             case {"path": str(path), "size": int(size), "sha256": str(digest), **rest} if not rest:
-                if size >= 0 and _is_inside(path) and _is_digest(digest):
+                if not isinstance(size, bool) and size >= 0 and _is_inside(path) and _is_digest(digest):
                     return FileRecord(path=path, size=size, sha256=digest)
         raise ArtifactError(
             f"{self.path}: {key!r} holds {item!r:.200}; each record needs a relative path inside the folder, "

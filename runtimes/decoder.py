@@ -161,7 +161,7 @@ class Decoder:
         streamed: bool,
     ) -> tuple[DecodeLoop, list[Answer]]:
         graph, truncate = self.graph, options.get("truncate")
-        chosen = self.defaults.changed({name: options.get(name) for name in _GENERATION_OPTIONS})
+        chosen = self.defaults.changed({k: v for k, v in options.items() if k not in _NOT_GENERATION})
         reads: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
         answers: list[Answer] = []
         longest = 0
@@ -177,7 +177,7 @@ class Decoder:
         return DecodeLoop(graph, reads, answers, longest, interruption), answers
 
 
-_GENERATION_OPTIONS = tuple(GenerationOptions.__dataclass_fields__)
+_NOT_GENERATION = ("deadline", "cancel", "truncate")
 
 
 def _interruption(options: Options) -> Interruption:
