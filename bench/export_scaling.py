@@ -56,7 +56,7 @@ def weights(depth: int) -> dict[str, object]:
 
 
 def measure(depth: int) -> dict[str, float]:
-    """Export once in this process: seconds on the clock and of CPU, and peak resident memory in MiB before and after."""
+    """Export once in this process: seconds by the clock and of CPU, peak resident MiB before and after."""
     started = time.perf_counter()
     import torch.onnx  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
