@@ -21,7 +21,7 @@ ALIGNMENT = 4096
 """Weights start on page borders, so that a runtime can map them."""
 INLINE = 1024
 """Tensors up to this many bytes stay in the graph: ONNX Runtime's shape inference reads no external ones."""
-AHEAD = 128 << 20
+AHEAD = 16 << 20
 """Bytes of weights that may be in memory before they are written, beyond the one that is being written."""
 _BYTE = 8
 

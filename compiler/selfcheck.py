@@ -1,7 +1,7 @@
 """Before anything is published: the folder loads and runs, the way a user would load and run it.
 
-It happens in a process of its own. The compile's memory stays what its weights need, and a crash in native code
-is an answer like any other.
+It happens in a process of its own: the compile's memory stays what its weights need, and a crash in native
+code is an answer like any other.
 """
 
 import subprocess
