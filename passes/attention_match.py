@@ -114,16 +114,18 @@ def _operator(node: ir.Node, probe: Probe) -> Core:
         raise NotAttention(
             "is_causal is set, which aligns the mask with the first key; only explicit masks are"
         )
-    shape = probe.shape(query)
-    if len(shape) != 4 or len(probe.shape(key)) != 4:
+    shape, key_shape, value_shape = (probe.shape(item) for item in (query, key, value))
+    if not len(shape) == len(key_shape) == len(value_shape) == 4:
         raise NotAttention(f"query of shape {shape}: only four-dimensional heads are understood")
     scale = node.attributes.get_float("scale", 0.0) or shape[-1] ** -0.5
-    scores = OperatorScores(
-        input_at(node, 3), float(f"{scale:.7g}"), node.attributes.get_float("softcap", 0.0)
-    )
-    heads = shape[1]
+    softcap = node.attributes.get_float("softcap", 0.0)
     return Core(
-        node, Operand(query, heads), Operand(key, heads), Operand(value, heads), node.outputs[0], scores
+        node,
+        Operand(query, shape[1]),
+        Operand(key, key_shape[1]),
+        Operand(value, value_shape[1]),
+        node.outputs[0],
+        OperatorScores(input_at(node, 3), float(f"{scale:.7g}"), softcap),
     )
 
 

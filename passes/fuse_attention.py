@@ -117,7 +117,7 @@ class _Survey:
         self._bench = Bench(graph)
         self._cached = any((value.name or "").startswith("past") for value in graph.inputs)
         sizes = (Sizes(3, 13, 16), Sizes(2, 5, 11)) if self._cached else (Sizes(3, 13, 0), Sizes(2, 5, 0))
-        self._probes = tuple(Probe(self._bench, size) for size in sizes)
+        self._probes = tuple(self._bench.probe(size) for size in sizes)
         self._masks: dict[object, MaskMeaning] = {}
         self._positions: dict[ir.Value, bool] = {}
 
@@ -189,7 +189,7 @@ class _Survey:
             ragged = np.array([[1] * 7, [1] * 4 + [0] * 3], np.int64)
             shapes = ((Sizes(2, 7, 0), ragged), (Sizes(2, 3, 4), None), (Sizes(1, 1, 9), None))
             self._positions[positions] = all(
-                _slots(Probe(self._bench, sizes, mask=mask), positions) for sizes, mask in shapes
+                _slots(self._bench.probe(sizes, mask), positions) for sizes, mask in shapes
             )
         return self._positions[positions]
 

@@ -1,9 +1,14 @@
 """Concrete output shapes of one node: short rules for the common operators, ONNX's inference for the rest."""
 
+from collections.abc import Callable
+from math import prod
+from typing import TypeAlias
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
+from onnx_ir.serde import serialize_node
 
 _ELEMENTWISE = (
     (
@@ -36,6 +41,11 @@ BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "
 """Operators whose output has the broadcast shape of all inputs."""
 
 
+Dims: TypeAlias = tuple[int, ...]
+Data: TypeAlias = dict[int, np.ndarray]
+"""By input index, the arrays that are known."""
+
+
 class ShapeProblem(Exception):
     """The shape does not follow from what is known."""
 
@@ -58,12 +68,12 @@ def infer(
     Raises:
         ShapeProblem: ONNX has no such operator, or the shape depends on data that is not known.
     """
-    if node.op_type == "Transpose" and shapes[0] is not None:
-        perm = node.attributes.get_ints("perm") or tuple(reversed(range(len(shapes[0]))))
-        return [tuple(shapes[0][axis] for axis in perm)]
+    short = _SHORT.get(node.op_type) if not node.domain else None
+    if short is not None and shapes[0] is not None:
+        return [short(node, shapes[0], shapes, data)]
     if node.op_type == "GroupQueryAttention" and shapes[0] is not None:
         return [_grouped_query_shape(node, shapes[0], packed=shapes[1] is None)]
-    proto = ir.to_proto(node)
+    proto = serialize_node(node)
     types: dict[str, onnx.TypeProto] = {}
     arrays: dict[str, onnx.TensorProto] = {}
     for index, item in enumerate(node.inputs):
@@ -87,6 +97,66 @@ def infer(
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise ShapeProblem(str(error)) from error
     return [_dims(found, output) for output in node.outputs]
+
+
+def _transpose(node: ir.Node, first: Dims, shapes: list[Dims | None], data: Data) -> Dims:
+    perm = node.attributes.get_ints("perm") or tuple(reversed(range(len(first))))
+    return tuple(first[axis] for axis in perm)
+
+
+def _reshape(node: ir.Node, first: Dims, shapes: list[Dims | None], data: Data) -> Dims:
+    target = [int(dim) for dim in _known(node, data, 1)]
+    if not node.attributes.get_int("allowzero", 0):
+        target = [first[axis] if dim == 0 else dim for axis, dim in enumerate(target)]
+    rest = prod(dim for dim in target if dim != -1)
+    if -1 in target and rest:
+        target[target.index(-1)] = prod(first) // rest
+    if -1 in target or prod(target) != prod(first):
+        raise ShapeProblem(f"cannot reshape {first} to {target}")
+    return tuple(target)
+
+
+def _concat(node: ir.Node, first: Dims, shapes: list[Dims | None], data: Data) -> Dims:
+    axis = node.attributes.get_int("axis", 0) % len(first)
+    total = sum(shape[axis] for shape in shapes if shape is not None)
+    return (*first[:axis], total, *first[axis + 1 :])
+
+
+def _gather(node: ir.Node, first: Dims, shapes: list[Dims | None], data: Data) -> Dims:
+    axis = node.attributes.get_int("axis", 0) % len(first)
+    return (*first[:axis], *(shapes[1] or ()), *first[axis + 1 :])
+
+
+def _unsqueeze(node: ir.Node, first: Dims, shapes: list[Dims | None], data: Data) -> Dims:
+    # Before opset 13 the axes are an attribute.
+    axes = node.attributes.get_ints("axes") or tuple(_known(node, data, 1).reshape(-1))
+    rank = len(first) + len(axes)
+    new = {int(axis) % rank for axis in axes}
+    dims = iter(first)
+    return tuple(1 if axis in new else next(dims) for axis in range(rank))
+
+
+def _expand(node: ir.Node, first: Dims, shapes: list[Dims | None], data: Data) -> Dims:
+    try:
+        return np.broadcast_shapes(first, tuple(int(dim) for dim in _known(node, data, 1)))
+    except ValueError as error:
+        raise ShapeProblem(str(error)) from error
+
+
+def _known(node: ir.Node, data: Data, index: int) -> np.ndarray:
+    if index not in data:
+        raise ShapeProblem(f"input {index} of {node.op_type} {node.name!r} is not known")
+    return data[index]
+
+
+_SHORT: dict[str, Callable[[ir.Node, Dims, list[Dims | None], Data], Dims]] = {
+    "Concat": _concat,
+    "Expand": _expand,
+    "Gather": _gather,
+    "Reshape": _reshape,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
 
 
 def _grouped_query_shape(node: ir.Node, query: tuple[int, ...], *, packed: bool) -> tuple[int, ...]:

@@ -16,10 +16,12 @@ shorter.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+from onnx_ir.serde import serialize_node
 
 from onnxforge.passes.matching import int_attribute
 from onnxforge.passes.probe_shapes import AS_FIRST, BROADCAST, ShapeProblem, infer, matmul_shape
@@ -29,6 +31,8 @@ LIMIT = 2**25
 
 _WEIGHT = 2**16
 """A float constant above this many elements is a weight, and its bytes stay where they are."""
+
+_KEPT = 2**16
 
 
 class Unprobeable(Exception):
@@ -53,23 +57,43 @@ class Sizes:
         return self.past + self.sequence
 
 
-@dataclass(frozen=True)
-class _Want:
+class _Want(NamedTuple):
     value: ir.Value
     data: bool
     """The array is wanted; otherwise the shape."""
+
+
+@dataclass(frozen=True)
+class _Constant:
+    shape: tuple[int, ...]
+    array: np.ndarray | None
+    """None for a weight."""
 
 
 _Answer = np.ndarray | tuple[int, ...] | Unprobeable
 
 
 class Bench:
-    """Evaluators of single nodes, shared by all probes of one graph while it does not change."""
+    """The probes of one graph, and evaluators of its nodes. Good for as long as the graph does not change."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self._opsets = dict(graph.opset_imports) or {"": 23}
         self._evaluators: dict[ir.Node, ReferenceEvaluator] = {}
+        self._constants: dict[ir.Value, _Constant] = {}
+        self._probes: dict[tuple[Sizes, bytes], Probe] = {}
+
+    def probe(self, sizes: Sizes, mask: np.ndarray | None = None) -> "Probe":
+        """The probe of these sizes; ``mask`` is int64 [B, T], 1 for a token, and all ones by default."""
+        key = (sizes, b"" if mask is None else mask.tobytes())
+        if key not in self._probes:
+            self._probes[key] = Probe(self, sizes, mask=mask)
+        return self._probes[key]
+
+    def forget_large(self) -> None:
+        """Let go of arrays that are costly to keep; the probes compute them again when asked."""
+        for probe in self._probes.values():
+            probe.forget_large()
 
     def run(self, node: ir.Node, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Every output of ``node`` for the given inputs.
@@ -79,12 +103,28 @@ class Bench:
         """
         try:
             if node not in self._evaluators:
-                self._evaluators[node] = ReferenceEvaluator(ir.to_proto(node), opsets=self._opsets)
+                self._evaluators[node] = ReferenceEvaluator(serialize_node(node), opsets=self._opsets)
             with np.errstate(all="ignore"):
                 return [np.asarray(item) for item in self._evaluators[node].run(None, feeds)]
         except Exception as error:
             # Every operator of the evaluator raises types of its own; to the question asked they all mean no.
             raise Unprobeable(f"{node.op_type} {node.name!r} cannot be evaluated: {error}") from error
+
+    def constant(self, value: ir.Value) -> _Constant:
+        """The shape of an initializer or of a Constant node, and its array unless it is a weight.
+
+        Raises:
+            Unprobeable: ``value`` is neither.
+        """
+        if value not in self._constants:
+            tensor = ir.convenience.get_const_tensor(value)
+            if tensor is None:
+                raise Unprobeable(f"{value.name!r} has no known value")
+            shape = tuple(int(dim) for dim in tensor.shape.numpy())
+            limit = _WEIGHT if tensor.dtype.is_floating_point() else LIMIT
+            readable = not isinstance(tensor, ir.LazyTensor) and tensor.size <= limit
+            self._constants[value] = _Constant(shape, tensor.numpy() if readable else None)
+        return self._constants[value]
 
     def infer(
         self, node: ir.Node, shapes: list[tuple[int, ...] | None], data: dict[int, np.ndarray]
@@ -111,6 +151,7 @@ class Probe:
         self._bench = bench
         self._parent = parent
         self._answers: dict[_Want, _Answer] = {}
+        self._large: list[_Want] = []
         for value, array in (assumed or {}).items():
             self._answers[_Want(value, True)] = array
             self._answers[_Want(value, False)] = array.shape
@@ -135,6 +176,12 @@ class Probe:
         """Whether the array of ``value`` follows from shapes, constants, mask and positions."""
         return isinstance(self._resolve(_Want(value, data=True)), np.ndarray)
 
+    def forget_large(self) -> None:
+        """Drop every remembered array of more than :data:`_KEPT` elements."""
+        for want in self._large:
+            del self._answers[want]
+        self._large.clear()
+
     def _answer(self, want: _Want) -> np.ndarray | tuple[int, ...]:
         answer = self._resolve(want)
         if isinstance(answer, Unprobeable):
@@ -154,9 +201,9 @@ class Probe:
                 self._answers[top] = known
                 continue
             try:
-                missing = next((need for need in self._needs(top) if not self._has(need)), None)
-                if missing is not None:
-                    stack.append(missing)
+                missing = [need for need in self._needs(top) if not self._has(need)]
+                if missing:
+                    stack += missing
                     continue
                 self._compute(top)
             except Unprobeable as problem:
@@ -214,16 +261,12 @@ class Probe:
     def _leaf(self, want: _Want) -> np.ndarray | tuple[int, ...]:
         if want.value.is_graph_input():
             return self._given(want)
-        tensor = ir.convenience.get_const_tensor(want.value)
-        if tensor is None:
-            raise Unprobeable(f"{want.value.name!r} has no known value")
+        constant = self._bench.constant(want.value)
         if not want.data:
-            return tuple(int(dim) for dim in tensor.shape.numpy())
-        is_float = tensor.dtype.is_floating_point()
-        if isinstance(tensor, ir.LazyTensor) or tensor.size > (_WEIGHT if is_float else LIMIT):
+            return constant.shape
+        if constant.array is None:
             raise Unprobeable(f"it depends on the weight {want.value.name!r}")
-        array: np.ndarray = tensor.numpy()
-        return array
+        return constant.array
 
     def _given(self, want: _Want) -> np.ndarray | tuple[int, ...]:
         name = want.value.name or ""
@@ -258,7 +301,10 @@ class Probe:
         feeds = {item.name or "": self.value(item) for item in node.inputs if item is not None}
         _guard_size(node, list(feeds.values()))
         for output, array in zip(node.outputs, self._bench.run(node, feeds), strict=False):
-            self._answers[_Want(output, data=True)] = array
+            want = _Want(output, data=True)
+            self._answers[want] = array
+            if array.size > _KEPT:
+                self._large.append(want)
 
     def _infer(self, node: ir.Node) -> None:
         if node.op_type in AS_FIRST:
