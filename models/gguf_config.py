@@ -31,13 +31,11 @@ class Header:
         if isinstance(value, tuple):
             raise UnsupportedModel(
                 f"{self.file.path}: {self.name}.{key} differs between layers ({list(value)[:8]}). Models "
-                "whose "
-                "layers are all alike can be compiled."
+                "whose layers are all alike can be compiled."
             )
         raise SourceError(
             f"{self.file.path}: metadata key {self.name}.{key} is {value!r}; an integer was needed. Convert "
-            "the "
-            "model again with a current converter."
+            "the model again with a current converter."
         )
 
     def real(self, key: str) -> float | None:
@@ -76,8 +74,7 @@ def rebuild_config(architecture: Architecture, header: Header) -> dict[str, Json
     if header.whole("expert_count", 0) > 0:
         raise UnsupportedModel(
             f"{header.file.path}: {header.name} with {header.whole('expert_count')} experts. Mixtures of "
-            "experts "
-            "cannot be compiled; use a dense model."
+            "experts cannot be compiled; use a dense model."
         )
     sizes = _sizes(header)
     config: dict[str, Json] = {

@@ -77,8 +77,7 @@ def _llama3(file: GgufFile, theta: float, rotated: int) -> dict[str, Json] | Non
     if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4):
         raise UnsupportedModel(
             f"{file.path}: the rotary factors in rope_freqs.weight are not those of Llama 3.1 scaling. Use "
-            "the "
-            "Hugging Face folder of this model."
+            "the Hugging Face folder of this model."
         )
     return {
         "rope_type": "llama3",

@@ -80,10 +80,8 @@ def tokenizer_files(file: GgufFile, context_length: int) -> dict[str, bytes]:
         case _:
             raise UnsupportedModel(
                 f"{file.path}: tokenizer.ggml.model is {kind!r}. Byte-level BPE ('gpt2') and SentencePiece "
-                "BPE "
-                "('llama') can be reproduced exactly. Use the Hugging Face folder of this model, which has "
-                "its "
-                "tokenizer.json."
+                "BPE ('llama') can be reproduced exactly. Use the Hugging Face folder of this model, which "
+                "has its tokenizer.json."
             )
     add_bos = vocabulary.flag("add_bos_token", adds_bos)
     _add_specials(tokenizer, vocabulary, trimmed)
@@ -131,8 +129,7 @@ def _rule(file: GgufFile) -> PreTokenizer:
         return PRE_TOKENIZERS[name]
     raise UnsupportedModel(
         f"{file.path}: pre-tokenizer {name!r} (tokenizer.ggml.pre) is not known; guessing it would give "
-        f"wrong token ids. Known: {', '.join(sorted(PRE_TOKENIZERS))}. Use the Hugging Face folder of this "
-        "model."
+        f"wrong token ids. Known: {', '.join(sorted(PRE_TOKENIZERS))}. Use the model's Hugging Face folder."
     )
 
 

@@ -36,8 +36,7 @@ def fetch_snapshot(name: str, revision: str | None) -> Path:
     except errors.GatedRepoError as error:
         raise SourceError(
             f"{what} is gated on {_endpoint()}: its licence must be accepted there first. Accept it on the "
-            "model's page "
-            "with your account, then set HF_TOKEN to a token of that account."
+            "model's page with your account, then set HF_TOKEN to a token of that account."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise SourceError(
@@ -53,8 +52,7 @@ def fetch_snapshot(name: str, revision: str | None) -> Path:
     except Exception as error:  # the client passes on the errors of whichever HTTP library it uses
         raise SourceError(
             f"{what} could not be fetched from {_endpoint()}: {type(error).__name__}: {error}. Try again; "
-            "what was "
-            "already fetched is kept."
+            "what was already fetched is kept."
         ) from error
     if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
         raise SourceError(_no_weights(name, what, revision))
@@ -79,8 +77,7 @@ def _not_cached(what: str, error: Exception) -> str:
     reason = error.__cause__ or error
     return (
         f"{what} is not in the cache {cache}, and {_endpoint()} cannot be reached: {type(reason).__name__}: "
-        f"{reason}. "
-        "Check the network, or name a folder."
+        f"{reason}. Check the network, or name a folder."
     )
 
 

@@ -26,10 +26,8 @@ _BY_CLASS = (
 )
 _NEEDED = (
     "A decoder needs input_ids, attention_mask, past_key_values.N.key/value -> logits, present.N.key/value; "
-    "an "
-    "encoder needs input_ids, attention_mask -> last_hidden_state or logits. Export it again, for example "
-    "with "
-    "optimum-cli export onnx --task text-generation-with-past"
+    "an encoder needs input_ids, attention_mask -> last_hidden_state or logits. Export it again, for "
+    "example with optimum-cli export onnx --task text-generation-with-past"
 )
 
 

@@ -23,8 +23,8 @@ def open_onnx(path: Path, ref: str) -> Source:
     if not places:
         raise SourceError(
             f"{ref}: config.json is neither beside the graph nor one folder up. It tells the context length "
-            "and the "
-            "token ids; copy it and the tokenizer files from the model's repository to the graph's folder."
+            "and the token ids; copy it and the tokenizer files from the model's repository to the graph's "
+            "folder."
         )
     root = places[0]
     problems: list[str] = []

@@ -14,9 +14,8 @@ from onnxforge.models.source import Source
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FORMS = (
-    "a Hugging Face folder, a hub id (org/name or org/name@revision), a .gguf file, an .onnx file, or a demo "
-    "name "
-    f"({', '.join(DEMOS)})"
+    "a Hugging Face folder, a hub id (org/name or org/name@revision), a .gguf file, an .onnx file, or a "
+    f"demo name ({', '.join(DEMOS)})"
 )
 
 

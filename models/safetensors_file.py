@@ -132,8 +132,7 @@ def _lazy(path: Path, start: int, entry: _Entry) -> ir.LazyTensor:
         except (OSError, ValueError) as error:
             raise SourceError(
                 f"{path}: tensor {entry.name!r} cannot be read any more: {error}. The file changed while it "
-                "was in "
-                "use; start again."
+                "was in use; start again."
             ) from error
         return ir.Tensor(data.view(dtype).reshape(entry.shape), dtype=entry.dtype, name=entry.name)
 
