@@ -17,7 +17,8 @@ from jinja2.parser import Parser
 
 from onnxforge.runtimes.errors import ArtifactError, RequestError
 from onnxforge.runtimes.strict_json import read_optional_json
-from onnxforge.runtimes.template_sandbox import TemplateSandbox, budget
+from onnxforge.runtimes.template_budget import budget
+from onnxforge.runtimes.template_sandbox import TemplateSandbox
 
 MAX_SOURCE = 256 * 1024
 
@@ -69,6 +70,7 @@ class ChatTemplate:
             KeyError,
             AttributeError,
             ArithmeticError,
+            MemoryError,
         ) as error:
             raise RequestError(f"The chat template refused these messages: {error}") from error
 

@@ -11,11 +11,8 @@ budget per rendering, in proportion to what it reads and makes, and no text or l
 """
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
 from types import BuiltinMethodType
-from typing import TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -24,20 +21,25 @@ from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-STEPS = 100_000
-MAX_VALUE = 1024 * 1024
-"""Characters of one intermediate text, and items of one list."""
-MAX_OUTPUT = 4 * 1024 * 1024
-_CHARACTERS_PER_STEP = 1024
-_MAX_INTEGER_BITS = 4096
+from onnxforge.runtimes.template_budget import (
+    CHARACTERS_PER_STEP,
+    MAX_OUTPUT,
+    MAX_VALUE,
+    charge,
+    limited,
+    refuse_growth,
+    refuse_large_operands,
+    weigh,
+)
 
 # fmt: off
 _FILTERS = (
-    "abs", "batch", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first",
-    "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length",
+    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
+    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length",
     "list", "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse",
     "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title",
-    "trim", "truncate", "unique", "upper", "wordcount", "wordwrap",
+    "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
+    "wordwrap", "xmlattr",
 )
 # fmt: on
 _CONSTANT_COST = frozenset(["count", "d", "default", "first", "last", "length"])
@@ -46,8 +48,6 @@ _DEEP = frozenset([
     "e", "escape", "forceescape", "join", "pprint", "safe", "sort", "string", "sum", "tojson", "unique",
 ])
 # fmt: on
-_T = TypeVar("_T")
-_left: ContextVar[list[int]] = ContextVar("template_steps_left")
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -75,30 +75,21 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:  # noqa: N805
         """Every call of a template, of methods too."""
-        _charge(1)
-        owner = __obj.__self__ if isinstance(__obj, BuiltinMethodType) else None
+        charge(1)
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
+        owner = method.__self__ if isinstance(method, BuiltinMethodType) else None
         name = getattr(__obj, "__name__", "")
-        _refuse_growth(str(name), owner, (*args, *kwargs.values()))
+        refuse_growth(str(name), owner, (*args, *kwargs.values()))
         result: object = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, range):
-            _charge(len(result))
-        return _limited(result)
+            charge(len(result))
+        return limited(result)
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """``+ * ** %``, checked before they are computed."""
-        _charge(1)
-        _refuse_large_operands(operator, left, right)
-        return _limited(super().call_binop(context, operator, left, right))
-
-
-class budget:  # noqa: N801  # reads as `with budget():`
-    """One rendering's allowance of steps; also turns exhaustion into jinja2's SecurityError."""
-
-    def __enter__(self) -> None:
-        self._token = _left.set([STEPS])
-
-    def __exit__(self, *_: object) -> None:
-        _left.reset(self._token)
+        charge(1)
+        refuse_large_operands(operator, left, right)
+        return limited(super().call_binop(context, operator, left, right))
 
 
 class _Meter(NodeTransformer):
@@ -127,41 +118,8 @@ def _filtered(node: nodes.Expr, name: str) -> nodes.Expr:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _charge(steps: int) -> None:
-    left = _left.get()
-    left[0] -= steps
-    if left[0] < 0:
-        raise SecurityError(f"the template takes more than {STEPS} steps")
-
-
-def _limited(value: _T) -> _T:
-    """The value, if it is small enough to go on with."""
-    if isinstance(value, str):
-        _charge(len(value) // _CHARACTERS_PER_STEP)
-    if isinstance(value, str | list | tuple | dict) and len(value) > MAX_VALUE:
-        raise SecurityError(f"the template makes a value larger than {MAX_VALUE}")
-    return value
-
-
-def _weigh(value: object) -> int:
-    """Characters that printing a value takes, at least; charges a step per item, however deeply nested."""
-    total, pending = 0, [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, str):
-            total += len(item)
-        elif isinstance(item, dict):
-            _charge(len(item))
-            pending.extend(item.keys())
-            pending.extend(item.values())
-        elif isinstance(item, list | tuple):
-            _charge(len(item))
-            pending.extend(item)
-    return total
-
-
 def _weighed(value: object) -> object:
-    _charge(_weigh(value) // _CHARACTERS_PER_STEP)
+    charge(weigh(value) // CHARACTERS_PER_STEP)
     return value
 
 
@@ -170,21 +128,21 @@ def _counted(items: Iterable[object]) -> Iterable[object]:
     if isinstance(items, Undefined):
         return items
     if isinstance(items, list | tuple | dict | str | range):
-        _charge(len(items))
+        charge(len(items))
         return items
     return _charged(items)
 
 
 def _charged(items: Iterable[object]) -> Iterator[object]:
     for item in items:
-        _charge(1)
+        charge(1)
         yield item
 
 
 def _joined(parts: list[object]) -> str:
-    if _weigh(parts) > MAX_VALUE:
+    if weigh(parts) > MAX_VALUE:
         raise SecurityError(f"the template joins a text longer than {MAX_VALUE}")
-    return _limited("".join([str(part) for part in parts]))
+    return limited("".join([str(part) for part in parts]))
 
 
 def _concatenated(pieces: Iterable[str]) -> str:
@@ -194,7 +152,7 @@ def _concatenated(pieces: Iterable[str]) -> str:
         if total > MAX_OUTPUT:
             raise SecurityError(f"the template writes more than {MAX_OUTPUT} characters")
         taken.append(piece)
-    _charge(total // _CHARACTERS_PER_STEP)
+    charge(total // CHARACTERS_PER_STEP)
     return "".join(taken)
 
 
@@ -205,57 +163,15 @@ def _guarded(name: str, function: Callable[..., object]) -> Callable[..., object
     @functools.wraps(function)
     def guarded(*args: object, **kwargs: object) -> object:
         value = args[place] if len(args) > place else None
-        _charge(1)
+        charge(1)
+        if isinstance(value, Iterator):
+            value = list(_charged(value))
+            args = (*args[:place], value, *args[place + 1 :])
         if name in _DEEP:
             _weighed(value)
         elif name not in _CONSTANT_COST and isinstance(value, list | tuple | dict | range):
-            _charge(len(value))
-        _refuse_growth(name, value, (*args[place + 1 :], *kwargs.values()))
-        return _limited(function(*args, **kwargs))
+            charge(len(value))
+        refuse_growth(name, value, (*args[place + 1 :], *kwargs.values()))
+        return limited(function(*args, **kwargs))
 
     return guarded
-
-
-def _refuse_growth(name: str, value: object, options: tuple[object, ...]) -> None:
-    """Refuse a call whose result would be too large, before it is made."""
-    size = max(len(value), 1) if isinstance(value, str | list | tuple | dict) else 1
-    bound = size
-    for option in options:
-        if isinstance(option, int) and isinstance(value, str | list | tuple):
-            bound = max(bound, size * abs(option))
-    if name == "replace" and isinstance(value, str) and len(options) >= 2:
-        old, new = str(options[0]), str(options[1])
-        bound = max(bound, size + (value.count(old) if old else size + 1) * len(new))
-    if name == "join":
-        separator, items = (value, options[0]) if isinstance(value, str) and options else (options[:1], value)
-        count = len(items) if isinstance(items, list | tuple | dict) else 1
-        bound = max(bound, _weigh(items) + _weigh(separator) * count)
-    if name in ("format", "format_map") and isinstance(value, str) and _WIDE_FORMAT.search(value):
-        raise SecurityError("the template formats with a variable or very large width")
-    if bound > 16 * MAX_VALUE:
-        raise SecurityError(f"the template calls {name!r} for a result that may exceed {16 * MAX_VALUE}")
-
-
-def _refuse_large_operands(operator: str, left: object, right: object) -> None:
-    if operator == "%" and isinstance(left, str) and _WIDE_FORMAT.search(left):
-        raise SecurityError("the template formats with a variable or very large width")
-    if operator == "*":
-        for many, count in ((left, right), (right, left)):
-            if (
-                isinstance(many, str | list | tuple)
-                and isinstance(count, int)
-                and len(many) * count > MAX_VALUE
-            ):
-                raise SecurityError(f"the template makes a value larger than {MAX_VALUE}")
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * (max(right, 1) if operator == "**" else 1) + right.bit_length()
-        if bits > _MAX_INTEGER_BITS:
-            raise SecurityError("the template computes with a very large number")
-    if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
-        if len(left) + len(right) > MAX_VALUE:
-            raise SecurityError(f"the template makes a value larger than {MAX_VALUE}")
-        if not isinstance(left, str):
-            _charge(len(left) // 64 + len(right) // 64)
-
-
-_WIDE_FORMAT = re.compile(r"\d{5}|\*|\{[^{}]*\{")
