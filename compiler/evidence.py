@@ -58,6 +58,8 @@ class Evidence:
     """What speed is held against, in words."""
     protocol: str
     """How quality was scored, in words."""
+    parameters: int
+    """As the source counts them: buffers and tables left out."""
     traffic: Traffic
     reference_traffic: Traffic
     size: int

@@ -96,6 +96,7 @@ def _outset(
     """What is known before anything runs: sizes, operators, traffic."""
     ours, theirs = staging / manifest.graph, export / read_manifest(export).graph
     baseline = "the unfused fp32 export" if options.target == options.baseline else f"`{options.baseline}`"
+    before = traffic_of(theirs)
     return Evidence(
         model=source.ref,
         task=manifest.task,
@@ -106,8 +107,9 @@ def _outset(
         reference="the unfused fp32 export of the same weights, in plain ONNX Runtime",
         baseline=f"{baseline} of the same model",
         protocol="",
+        parameters=sum(weight.size for weight in source.weights.values()) or before.parameters,
         traffic=traffic_of(ours),
-        reference_traffic=traffic_of(theirs),
+        reference_traffic=before,
         size=_bytes(ours),
         reference_size=_bytes(theirs),
         ops_before=graph_stats(ir.load(theirs)).ops,

@@ -7,7 +7,7 @@ from onnxforge.compiler.speed_types import SpeedReport
 def summarize(evidence: Evidence) -> dict[str, float | str | bool]:
     """Flat and JSON-ready; a key is absent when it was not measured."""
     found: dict[str, float | str | bool] = {
-        "parameters": evidence.reference_traffic.parameters,
+        "parameters": evidence.parameters,
         "size_mb": round(evidence.size / 1e6, 3),
         "size_ratio": round(evidence.size / evidence.reference_size, 5),
         "nodes_before": sum(evidence.ops_before.values()),

@@ -49,8 +49,10 @@ class ProofOptions:
     """Sentences compared, for encoders."""
     rounds: int = 3
     """Interleaved repetitions of every speed test; medians are reported."""
+    patience: float = 90.0
+    """Seconds after which no further round of speed tests starts. Two rounds are always made."""
     prompt_tokens: tuple[int, ...] = (512, 64)
-    decode_tokens: int = 64
+    decode_tokens: int = 128
     decode_depth: int = 512
     """The second decode test starts after this many tokens."""
     speed: bool = True

@@ -138,7 +138,7 @@ def _size(evidence: Evidence) -> str:
         ("cache per position", f"{r.cache_bytes_per_position:,} B", f"{t.cache_bytes_per_position:,} B"),
         ("nodes", f"{sum(evidence.ops_before.values()):,}", f"{sum(evidence.ops_after.values()):,}"),
     ]
-    head = f"## Size\n\n{r.parameters:,} parameters.\n\n"
+    head = f"## Size\n\n{evidence.parameters:,} parameters.\n\n"
     return head + table(("", "export", "artifact"), rows, right=(1, 2))
 
 

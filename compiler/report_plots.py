@@ -14,6 +14,8 @@ _BEFORE, _AFTER, _GOOD = "#9aa5b1", "#1f6feb", "#2da44e"
 _SIZE = (8.0, 4.5)
 _DPI = 110
 _MOST_OPS = 14
+_LEAST_CHANGE = 1e-3
+"""Passes that change the size by less than this share get no bar."""
 
 Draw: TypeAlias = Callable[[Evidence, Figure], bool]
 
@@ -43,7 +45,8 @@ def _size_waterfall(evidence: Evidence, figure: Figure) -> bool:
         return False
     steps = [("export", records[0].before.weight_bytes)]
     steps += [(r.text.split("{")[0], r.after.weight_bytes) for r in records]
-    kept = [steps[0], *(new for old, new in pairwise(steps) if new[1] != old[1])]
+    least = _LEAST_CHANGE * max(size for _, size in steps)
+    kept = [steps[0], *(new for old, new in pairwise(steps) if abs(new[1] - old[1]) > least)]
     labels = [label for label, _ in kept] + ["artifact"]
     axes = figure.subplots()
     for x, (_, value) in enumerate(kept):

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import onnxruntime as ort
@@ -35,6 +34,15 @@ class Machine:
     integer_rate: float
     """int8 operations per second (two per multiply-add)."""
 
+    def best(self, other: "Machine") -> "Machine":
+        """The higher of two measurements of everything: what the machine can do when nobody disturbs it."""
+        return Machine(
+            self.threads,
+            max(self.read_bandwidth, other.read_bandwidth),
+            max(self.float_rate, other.float_rate),
+            max(self.integer_rate, other.integer_rate),
+        )
+
 
 @dataclass(frozen=True)
 class Roofline:
@@ -53,9 +61,8 @@ class Roofline:
         return 100.0 * self.measured / self.bound if self.bound else 0.0
 
 
-@cache
 def measure_machine() -> Machine:
-    """Measure once per process; takes about two seconds."""
+    """Measure; takes about a second on a quiet machine."""
     return Machine(threads(), _read_bandwidth(), _gemm_rate("MatMul"), _gemm_rate("MatMulInteger"))
 
 

@@ -6,9 +6,11 @@ configurations, and medians and ratios survive it.
 """
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -19,6 +21,9 @@ from typing import Self
 from onnxforge.compiler.errors import CompileError
 from onnxforge.compiler.proof_session import threads as default_threads
 from onnxforge.compiler.speed_types import SpeedReport, SpeedTest, Timing
+
+
+_LEAST_ROUNDS = 2
 
 
 class MeasurementFailed(CompileError):
@@ -88,11 +93,13 @@ def measure(
     sentences: Sequence[str] = (),
     threads: int | None = None,
     seed: int = 0,
+    patience: float | None = None,
 ) -> dict[str, SpeedReport]:
     """Time ``tests`` on every artifact, interleaved; reports by the keys of ``folders``.
 
     ``first_token`` names the prompt length for the time to first token. ``sentences`` are encoded by tests
-    that ask for sentences. Every test is run once before the clocks count.
+    that ask for sentences. Every test is run once before the clocks count. After ``patience`` seconds no
+    further round starts, once two have been made.
 
     Raises:
         MeasurementFailed: a process died.
@@ -104,7 +111,10 @@ def measure(
         loads = {name: child.answer("load_seconds") for name, child in children.items()}
         seconds: dict[tuple[str, SpeedTest], list[float]] = {(n, t): [] for n in children for t in tests}
         firsts: dict[str, list[float]] = {name: [] for name in children}
+        deadline = time.monotonic() + (patience if patience is not None else math.inf)
         for number in range(-1, rounds):
+            if number >= _LEAST_ROUNDS and time.monotonic() > deadline:
+                break
             for test in tests:
                 for name in _alternating(children, number):
                     spent = children[name].ask(test, texts=texts[: test.sentences], warm=number < 0)

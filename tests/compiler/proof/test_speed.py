@@ -45,6 +45,12 @@ def test_two_artifacts_are_measured_in_processes_of_their_own(make_artifact):
         assert report.load_seconds > 0
 
 
+def test_patience_ends_the_rounds_but_two_are_always_made(make_artifact):
+    folders, tests = {"a": make_artifact("a")}, (SpeedTest(prompt=8),)
+    hurried = measure(folders, tests, rounds=9, threads=1, patience=0)["a"]
+    assert len(hurried.timings[0].seconds) == 2
+
+
 @pytest.mark.parametrize("kind", ["encoder", "classifier"])
 def test_encoders_are_timed_in_sentences(make_artifact, kind):
     folder = make_artifact("a", kind=kind)

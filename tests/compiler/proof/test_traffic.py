@@ -100,4 +100,6 @@ def test_this_machine_has_a_plausible_bandwidth_and_rate():
     assert 1e9 < machine.read_bandwidth < 5e12
     assert 1e9 < machine.float_rate < 1e14
     assert 1e9 < machine.integer_rate < 1e15
-    assert measure_machine() is machine
+    assert machine.best(Machine(9, 1.0, 1e20, 1.0)) == Machine(
+        machine.threads, machine.read_bandwidth, 1e20, machine.integer_rate
+    )
