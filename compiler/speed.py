@@ -22,7 +22,6 @@ from onnxforge.compiler.errors import CompileError
 from onnxforge.compiler.proof_session import threads as default_threads
 from onnxforge.compiler.speed_types import SpeedReport, SpeedTest, Timing
 
-
 _LEAST_ROUNDS = 2
 
 
