@@ -133,25 +133,26 @@ def _rule(file: GgufFile) -> PreTokenizer:
     )
 
 
-def _byte_level(vocabulary: Vocabulary, rule: PreTokenizer) -> Tokenizer:
-    merges = []
+def _merges(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merge list, every pair and its union checked against the vocabulary."""
     value = vocabulary.metadata.get("tokenizer.ggml.merges")
+    pairs: list[tuple[str, str]] = []
     for merge in value if isinstance(value, tuple) else ():
-        first, space, second = str(merge)[1:].partition(
-            " "
-        )  # a token is never empty, but may begin with a space
-        if not space:
+        space = str(merge).find(" ", 1)  # a token is never empty, but may begin with a space
+        if space < 0:
             raise SourceError(f"{vocabulary.where}: merge {merge!r} is not a pair of tokens.")
-        merges.append((str(merge)[0] + first, second))
-    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    unknown = [
-        pair for pair in merges if pair[0] not in ids or pair[1] not in ids or "".join(pair) not in ids
-    ]
+        pairs.append((str(merge)[:space], str(merge)[space + 1 :]))
+    unknown = [pair for pair in pairs if not {*pair, "".join(pair)} <= ids.keys()]
     if unknown:
         raise SourceError(
-            f"{vocabulary.where}: {len(unknown)} merges name tokens that do not exist, the first is "
-            f"{unknown[0]}."
+            f"{vocabulary.where}: {len(unknown)} merges name tokens that do not exist: {unknown[0]} ..."
         )
+    return pairs
+
+
+def _byte_level(vocabulary: Vocabulary, rule: PreTokenizer) -> Tokenizer:
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    merges = _merges(vocabulary, ids)
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=rule.ignore_merges))
     steps: list[pre_tokenizers.PreTokenizer] = (
         [pre_tokenizers.Digits(individual_digits=True)] if rule.digits else []
