@@ -85,8 +85,8 @@ def _grid(blocks: np.ndarray, scheme: BlockScheme) -> tuple[np.ndarray, np.ndarr
     level to the larger side. An asymmetric grid spans the block's range and always holds zero exactly.
     """
     if scheme.symmetric:
-        at = np.abs(blocks).argmax(axis=-1)[..., None]
-        extreme = np.take_along_axis(blocks, at, axis=-1)[..., 0]
+        low, high = blocks.min(axis=-1), blocks.max(axis=-1)
+        extreme = np.where(high >= -low, high, low)
         step = extreme / -scheme.middle
         zero = np.full(step.shape, scheme.middle, dtype=np.float32)
     else:

@@ -46,7 +46,7 @@ class Canonicalize(GraphPass):
     summary: ClassVar[str] = "one spelling for constants, shapes, Gemm and transposed weights"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite in place; ``modified`` says whether anything but recorded shapes changed."""
+        """Rewrite in place; newly recorded shapes and dtypes count as a change."""
         changed = False
         if model.functions:
             changed |= bool(common.InlinePass()(model).modified)
@@ -71,13 +71,12 @@ def _walk(model: ir.Model) -> bool:
     facts, changed = Facts(), False
     sizes: dict[tuple[Shape, int, ir.DataType], ir.Value] = {}
     for node in tuple(model.graph):
-        infer_dtypes(node, model.opset_imports)
+        changed |= infer_dtypes(node, model.opset_imports)
         infer_shapes(node, facts)
         infer_sizes(node, facts)
         changed |= _replace(node, facts, model.opset_imports) or _share_sizes(node, facts, sizes)
     changed |= unflatten(model.graph, facts)
-    _record_shapes(model.graph, facts)
-    return changed
+    return _record_shapes(model.graph, facts) or changed
 
 
 def _replace(node: ir.Node, facts: Facts, opsets: Mapping[str, int]) -> bool:
@@ -108,12 +107,15 @@ def _share_sizes(node: ir.Node, facts: Facts, seen: dict[tuple[Shape, int, ir.Da
     return True
 
 
-def _record_shapes(graph: ir.Graph, facts: Facts) -> None:
-    for node in graph:
-        for output in node.outputs:
-            shape = facts.shapes.get(output)
-            if shape is not None and not output.is_graph_output():
-                output.shape = _as_ir(shape, output.shape)
+def _record_shapes(graph: ir.Graph, facts: Facts) -> bool:
+    changed = False
+    for output in (output for node in graph for output in node.outputs):
+        shape = facts.shapes.get(output)
+        if shape is not None and not output.is_graph_output():
+            recorded = _as_ir(shape, output.shape)
+            if recorded != output.shape:
+                output.shape, changed = recorded, True
+    return changed
 
 
 def _as_ir(shape: Shape, recorded: ir.Shape | None) -> ir.Shape:

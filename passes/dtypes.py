@@ -9,13 +9,15 @@ import onnx_ir as ir
 from onnxforge.passes.matching import is_op
 
 
-def infer_dtypes(node: ir.Node, opsets: Mapping[str, int]) -> None:
-    """Set the dtype of each output of ``node`` that has none, where the schema decides it."""
+def infer_dtypes(node: ir.Node, opsets: Mapping[str, int]) -> bool:
+    """Set the dtypes that ``node`` leaves open, where its schema decides them; True if one was set."""
+    changed = False
     for index, output in enumerate(node.outputs):
         if output.dtype is None:
             dtype = _output_dtype(node, index, opsets)
             if dtype is not None:
-                output.dtype = dtype
+                output.dtype, changed = dtype, True
+    return changed
 
 
 def _output_dtype(node: ir.Node, index: int, opsets: Mapping[str, int]) -> ir.DataType | None:
