@@ -65,6 +65,7 @@ _FUSE = (
     "fuse-attention{decoder=GroupQueryAttention,encoder=MultiHeadAttention}",
     "pack-qkv",
     "fuse-activation",  # fuse-skip-norm is for GPUs: its CPU kernels are slower than what they replace
+    "limit-logits",
 )
 _FUSED_DECODER = (Expectation("GroupQueryAttention", made_by="fuse-attention"),)
 _FUSED_ENCODER = (Expectation("MultiHeadAttention", made_by="fuse-attention"),)

@@ -52,7 +52,6 @@ class LastTokenLogits(GraphPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert the Slice; False where it is there already."""
-        self.requires(model)
         head = self._head(model.graph)
         assert head is not None
         hidden = head.inputs[0]

@@ -14,7 +14,6 @@ NAMES: tuple[str, ...] = (
     "fuse-skip-norm",
     "quantize-weights",
     "limit-logits",
-    "last-token-logits",
     "cleanup",
 )
 
