@@ -17,6 +17,7 @@ import onnxruntime
 from onnxforge.runtimes.binding import Floats, Int64s
 from onnxforge.runtimes.decoder_graph import DecoderGraph
 from onnxforge.runtimes.plain_state import PlainState
+from onnxforge.runtimes.session import new_run_options
 from onnxforge.runtimes.shared_state import SharedState
 
 
@@ -51,7 +52,7 @@ def new_state(
     graph: DecoderGraph, rows: int, capacity: int, run_options: onnxruntime.RunOptions | None = None
 ) -> DecoderState:
     """An empty state for `rows` sequences with room for `capacity` tokens each; the room grows as needed."""
-    options = onnxruntime.RunOptions() if run_options is None else run_options
+    options = new_run_options() if run_options is None else run_options
     if graph.shared_cache:
         return SharedState(graph, rows, capacity, options)
     return PlainState(graph, rows, options)

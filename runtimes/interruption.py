@@ -5,9 +5,8 @@ import time
 from types import TracebackType
 from typing import Literal, Self
 
-import onnxruntime
-
 from onnxforge.runtimes.errors import RequestError
+from onnxforge.runtimes.session import new_run_options
 
 InterruptReason = Literal["cancelled", "deadline"]
 
@@ -49,9 +48,7 @@ class Interruption:
     def __init__(self, cancel: CancelToken | None, deadline: float | None) -> None:
         if deadline is not None and not deadline > 0:
             raise RequestError(f"deadline is {deadline}; pass seconds above 0.")
-        self.run_options = onnxruntime.RunOptions()
-        # an ended run is an error to ONNX Runtime, which would print it; real errors still raise
-        self.run_options.log_severity_level = 4
+        self.run_options = new_run_options()
         self.reason: InterruptReason | None = None
         self._cancel = cancel
         self._ends = None if deadline is None else time.monotonic() + deadline

@@ -63,3 +63,13 @@ def open_session(
             f"ONNX Runtime fell back to {session.get_providers()[0]}. Repair the installation."
         )
     return session
+
+
+def new_run_options() -> onnxruntime.RunOptions:
+    """Run options of one request; quiet, since ONNX Runtime would print an interrupted run as an error."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    # Without this entry (-1: no graph capture) onnxruntime's Python layer looks for it in vain before every
+    # run, and the exception behind that costs more than the rest of a token step's overhead.
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
