@@ -78,7 +78,6 @@ class QuantizeWeights(GraphPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantize every weight that qualifies; the others are noted with the reason."""
-        self.requires(model)
         made: dict[MatrixKey, QuantizedTable] = {}
         changed = False
         for node in tuple(model.graph):
