@@ -67,6 +67,45 @@ class Writer:
         self._return(cache.present_value, node.outputs[2])
         return node
 
+    def bias(
+        self, parts: Parts, added: tuple[ir.Value, ...], *, boolean: bool, shape: tuple[int, ...]
+    ) -> ir.Value:
+        """The sum of ``added``, or a boolean mask turned into numbers, as float [B or 1, H or 1, S, T].
+
+        ``shape`` is the shape of the sum at some sizes: the kernel does not broadcast queries or keys.
+        """
+        key = f"bias {[id(item) for item in added]}"
+        if key in self._shared:
+            return self._shared[key]
+        anchor, stem = parts.core.anchor, self._name(parts, "attention_bias")
+        value = added[0]
+        for index, item in enumerate(added[1:]):
+            value = self._node(anchor, "", "Add", [value, item], {}, f"{stem}/Add_{index}").outputs[0]
+        if boolean:
+            zero = self._constant("zero_score", np.array(0, np.float32))
+            never = self._constant("no_score", np.array(np.finfo(np.float32).min))
+            value = self._node(anchor, "", "Where", [value, zero, never], {}, f"{stem}/Where").outputs[0]
+        if len(shape) < 4 or shape[-2] == 1 or shape[-1] == 1:
+            one = self._constant("one", np.array([1], np.int64))
+            flat = [self._flat(source, anchor, stem) for source in (parts.query.rotated, parts.key.rotated)]
+            sizes = [
+                self._node(anchor, "", "Shape", [item], {"start": 1, "end": 2}, f"{stem}/Shape_{index}")
+                for index, item in enumerate(flat)
+            ]
+            target = self._node(
+                anchor,
+                "",
+                "Concat",
+                [one, one, *(node.outputs[0] for node in sizes)],
+                {"axis": 0},
+                f"{stem}/Concat",
+            )
+            value = self._node(
+                anchor, "", "Expand", [value, target.outputs[0]], {}, f"{stem}/Expand"
+            ).outputs[0]
+        self._shared[key] = value
+        return value
+
     def multi_head(self, parts: Parts, *, hidden: Hidden, causal: bool, bias: ir.Value | None) -> ir.Node:
         """``com.microsoft.MultiHeadAttention``: query, key, value [B, L, H*D], key padding mask [B, T]."""
         name = self._name(parts, "MultiHeadAttention")

@@ -62,6 +62,8 @@ class RawScores:
     operands: tuple[ir.Value, ...]
     """What is added, multiplied or selected on the way and is not a constant."""
     ops: tuple[str, ...]
+    added: tuple[ir.Value, ...] | None
+    """The values whose sum is added to the scaled scores; None where something else happens to them."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +189,14 @@ def _scores(softmax_input: ir.Value, probe: Probe) -> RawScores | None:
     """The path from the softmax up to the product, choosing at each node the input that depends on data."""
     operands: list[ir.Value] = []
     ops: list[str] = []
+    others: list[list[ir.Value]] = []
     value = softmax_input
     for _ in range(_DEEPEST):
         node = value.producer()
         if is_op(node, "MatMul") and node is not None:
             if any(item is None or probe.knows(item) for item in node.inputs) or len(probe.shape(value)) < 3:
                 return None
-            return RawScores(value, softmax_input, tuple(operands), tuple(ops))
+            return RawScores(value, softmax_input, tuple(operands), tuple(ops), _added(ops, others))
         if node is None or not is_op(node, *_STEPS):
             return None
         inputs = [item for item in node.inputs if item is not None]
@@ -203,9 +206,18 @@ def _scores(softmax_input: ir.Value, probe: Probe) -> RawScores | None:
         if len(live) != 1:
             return None
         ops.append(node.op_type)
+        others.append([item for item in inputs if item is not live[0]])
         operands += [item for item in inputs if item is not live[0] and item.producer() is not None]
         value = live[0]
     return None
+
+
+def _added(ops: list[str], others: list[list[ir.Value]]) -> tuple[ir.Value, ...] | None:
+    """The other operands of the Adds right before the softmax, if only scaling precedes those."""
+    count = next((index for index, op in enumerate(ops) if op != "Add"), len(ops))
+    if not set(ops[count:]) <= {"Mul", "Div", "Cast", "Identity"}:
+        return None
+    return tuple(item for items in others[:count] for item in items)
 
 
 def _leads_to_product(value: ir.Value, depth: int) -> bool:
@@ -250,13 +262,15 @@ def linear_part(core: Core, probe: Probe) -> tuple[float, float]:
     if isinstance(scores, OperatorScores):
         return scores.scale, scores.softcap
     shape = probe.shape(scores.product)
-    base = _run_scores(scores, probe, np.zeros(shape, np.float32))
+    # What is merely added has no part in the function, and may depend on data.
+    nothing = {item: np.zeros(probe.shape(item), np.float32) for item in scores.added or ()}
+    base = _run_scores(scores, probe, np.zeros(shape, np.float32), nothing)
     free = np.broadcast_to(base == 0, base.shape)
     if not free.any():
         raise NotAttention("no score reaches the softmax without something added to it")
 
     def applied(x: np.ndarray) -> np.ndarray:
-        return np.asarray(_run_scores(scores, probe, x.astype(np.float32))[free], np.float64)
+        return np.asarray(_run_scores(scores, probe, x.astype(np.float32), nothing)[free], np.float64)
 
     cap = float(f"{applied(np.full(shape, 1e30))[0]:.7g}") if "Tanh" in scores.ops else 0.0
     one = float(applied(np.ones(shape))[0])
@@ -270,5 +284,7 @@ def linear_part(core: Core, probe: Probe) -> tuple[float, float]:
     return scale, cap
 
 
-def _run_scores(scores: RawScores, probe: Probe, product: np.ndarray) -> np.ndarray:
-    return probe.assuming({scores.product: product}).value(scores.softmax_input)
+def _run_scores(
+    scores: RawScores, probe: Probe, product: np.ndarray, assumed: dict[ir.Value, np.ndarray] | None = None
+) -> np.ndarray:
+    return probe.assuming({scores.product: product, **(assumed or {})}).value(scores.softmax_input)

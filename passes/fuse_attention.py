@@ -14,6 +14,7 @@ from onnxforge.passes.attention_match import (
     Core,
     NotAttention,
     OperatorScores,
+    RawScores,
     bias,
     candidates,
     describe,
@@ -43,6 +44,8 @@ class FuseAttention(GraphPass):
 
         before  Attention(q, k, v, mask) or MatMul, Add(mask), Softmax, MatMul
         after   MultiHeadAttention(q, k, v, key_padding_mask)
+
+    A mask of an encoder that is more than padding (a window, relative positions) becomes ``attention_bias``.
 
     GroupQueryAttention is causal by construction, so a mask is replaced only when it is *proven* causal (or
     causal within a window) by evaluating it. It counts positions from the number of tokens in each row: with
@@ -90,6 +93,15 @@ class FuseAttention(GraphPass):
 
 
 @dataclass(frozen=True)
+class _Bias:
+    """A mask that no attribute or padding mask expresses, handed to the operator as numbers."""
+
+    added: tuple[ir.Value, ...]
+    boolean: bool
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class _Plan:
     """One attention and the operator that replaces it."""
 
@@ -99,12 +111,18 @@ class _Plan:
     causal: bool
     window: int | None = None
     rotary: Rotary | None = None
+    bias: _Bias | None = None
 
     def write(self, writer: Writer) -> None:
         if self.op_type == GROUP_QUERY:
             writer.group_query(self.parts, rotary=self.rotary, window=self.window, hidden=self.hidden)
         else:
-            writer.multi_head(self.parts, hidden=self.hidden, causal=self.causal, bias=None)
+            bias = None
+            if self.bias is not None:
+                bias = writer.bias(
+                    self.parts, self.bias.added, boolean=self.bias.boolean, shape=self.bias.shape
+                )
+            writer.multi_head(self.parts, hidden=self.hidden, causal=self.causal, bias=bias)
         notes.match(self.op_type, self.parts.core.where)
 
 
@@ -195,19 +213,35 @@ class _Survey:
 
     def _multi_head(self, parts: Parts, meaning: MaskMeaning) -> _Plan:
         query, key = parts.query.rotated, parts.key.rotated
-        if isinstance(meaning, Unknown):
-            raise NotAttention(meaning.reason)
-        if isinstance(meaning, Causal) and meaning.window is not None:
-            raise NotAttention(f"{MULTI_HEAD} has no window of {meaning.window}")
         if parts.softcap:
             raise NotAttention(f"{MULTI_HEAD} has no soft cap")
         if key.heads != query.heads or parts.value.heads != query.heads:
             raise NotAttention(
                 f"{query.heads} query heads over {key.heads} key heads: {MULTI_HEAD} wants as many"
             )
+        if isinstance(meaning, Unknown) or (isinstance(meaning, Causal) and meaning.window is not None):
+            bias = self._bias(parts.core, meaning)
+            return _Plan(parts, MULTI_HEAD, Hidden.NOTHING, causal=False, bias=bias)
         pads = isinstance(meaning, Padding) or (isinstance(meaning, Causal) and meaning.padding)
         hidden = Hidden.PADDING if pads else Hidden.NOTHING
         return _Plan(parts, MULTI_HEAD, hidden, causal=not isinstance(meaning, Padding | NoMask))
+
+    def _bias(self, core: Core, meaning: MaskMeaning) -> _Bias:
+        scores, probe = core.scores, self._probes[0]
+        if isinstance(scores, RawScores):
+            added = scores.added
+        else:
+            added = None if scores.mask is None else (scores.mask,)
+        if not added:
+            reason = (
+                meaning.reason
+                if isinstance(meaning, Unknown)
+                else f"{MULTI_HEAD} has no such mask: {meaning}"
+            )
+            raise NotAttention(f"{reason}; and it is not simply added to the scores")
+        shape = np.broadcast_shapes(*(probe.shape(item) for item in added))
+        boolean = added[0].dtype == ir.DataType.BOOL
+        return _Bias(added, boolean, shape)
 
 
 def _slots(probe: Probe, positions: ir.Value) -> bool:
