@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,6 +90,7 @@ def compile_(
         allow_missed_budget=allow_missed_budget,
         command=("compile", *sys.argv[1:]),
     )
+    signal.signal(signal.SIGTERM, _terminated)
     with progress() as watch:
         result = compile_model(request, progress=watch)
     print(json.dumps(_plain(result)) if as_json else _sentence(result))
@@ -132,6 +134,11 @@ def plan(
         task=task or recipe.task,
         revision=revision or recipe.revision,
     )
+
+
+def _terminated(*_: object) -> None:
+    """Leave as on Ctrl-C, so that the staging folder goes too."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _plain(result: "CompileResult") -> dict[str, object]:

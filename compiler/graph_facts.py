@@ -15,6 +15,7 @@ class GraphFacts:
     """The I/O contract of a compiled graph."""
 
     inputs: tuple[str, ...]
+    """What a caller must feed; an input with a default is not among them."""
     layers: int
     """Layers with a key/value cache; 0 for encoders."""
     kv_heads: int
@@ -34,7 +35,7 @@ def graph_facts(model: ir.Model) -> GraphFacts:
     shape = caches[0].shape if caches else None
     attentions = Counter(n.op_type for n in model.graph.all_nodes() if n.op_type in _ATTENTION)
     return GraphFacts(
-        inputs=tuple(v.name or "" for v in model.graph.inputs),
+        inputs=tuple(v.name or "" for v in model.graph.inputs if v.name not in model.graph.initializers),
         layers=len(caches),
         kv_heads=_static(shape, 1),
         head_size=_static(shape, 3),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,13 @@ import pytest
 
 from onnxforge.compiler import failpoints
 from onnxforge.compiler.driver import Parts, compile_model
-from onnxforge.compiler.errors import BudgetMissed, ExpectationMissed, RequestRefused, SelfCheckFailed
+from onnxforge.compiler.errors import (
+    BudgetMissed,
+    ExpectationMissed,
+    PublishRefused,
+    RequestRefused,
+    SelfCheckFailed,
+)
 from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
 from onnxforge.compiler.request import CompileRequest
 from onnxforge.compiler.targets import Bound, BudgetLine, Expectation, Target
@@ -186,6 +193,27 @@ def test_killed_at(point: str, old: bool, tmp_path: Path, parts: Parts, request_
     again = compile_model(request_for(output), parts=parts)
     assert again.content_digest == reference.content_digest
     assert sorted(os.listdir(tmp_path)) == ["out", "reference"]
+
+
+def test_a_disk_that_fills_up_while_writing(
+    tmp_path: Path, parts: Parts, request_for: Make, capfd: pytest.CaptureFixture[str]
+):
+    """A limit on file sizes fails the same calls as a full disk, and needs no privileges."""
+    compile_model(request_for(tmp_path / "out"), parts=parts)
+    before = contents(tmp_path / "out")
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            compile_model(request_for(tmp_path / "out"), parts=parts)
+        except PublishRefused as error:
+            os._exit(0 if "untouched" in str(error) else 2)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert contents(tmp_path / "out") == before
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_failpoints_cover_the_compile():

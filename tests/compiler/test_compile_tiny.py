@@ -1,0 +1,190 @@
+"""A Hugging Face folder becomes an artifact that answers as PyTorch does: the whole house on tiny models."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from onnxforge.compiler import cli
+from onnxforge.runtimes import Decoder, Encoder, load
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+WORDS = {"[PAD]": 0, "[UNK]": 1} | {f"w{i}": i for i in range(2, 97)}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_torch: Callable) -> Callable[..., Path]:
+    """``folder(model_type, task)``: a checkpoint of ``save_pretrained`` with a word-level tokenizer."""
+    made: dict[str, Path] = {}
+
+    def make(model_type: str, task: str | None = None) -> Path:
+        if model_type not in made:
+            path = made[model_type] = tmp_path_factory.mktemp(model_type)
+            tiny_torch(model_type, task, **SIZES).save_pretrained(path)
+            tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
+            tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+            tokenizer.save(str(path / "tokenizer.json"))
+            (path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+        return made[model_type]
+
+    return make
+
+
+def compiled(model: Path, output: Path, target: str, *options: str) -> Path:
+    code = cli.run_verb("compile", [str(model), "-t", target, "-o", str(output), "--no-proof", *options])
+    assert code == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory, folder: Callable[..., Path]) -> Path:
+    """The llama, compiled for ``cpu-fp32``; not to be written to."""
+    return compiled(folder("llama"), tmp_path_factory.mktemp("artifact") / "out", "cpu-fp32")
+
+
+def test_a_decoder_in_float32_says_what_torch_says(artifact: Path, tiny_torch: Callable):
+    import torch
+
+    reference = tiny_torch("llama", None, **SIZES)
+    prompt = [5, 17, 42, 9]
+    with torch.no_grad():
+        expected = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+    with load(artifact) as model:
+        assert isinstance(model, Decoder)
+        assert (
+            list(model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=96).token_ids)
+            == expected
+        )
+
+
+def test_a_decoder_in_int8_stays_close(
+    tmp_path: Path, folder: Callable[..., Path], artifact: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Logits of both artifacts on the same tokens, straight from ONNX Runtime."""
+    options = ("--set", "quantize-weights.min_elements=1", "--json")
+    int8 = compiled(folder("llama"), tmp_path / "int8", "cpu-int8", *options)
+    assert json.loads(capsys.readouterr().out)["task"] == "text-generation-with-past"
+    paths = [artifact, int8]
+    ids = np.random.default_rng(0).integers(2, 97, (1, 24))
+    logits = []
+    for path in paths:
+        session = ort.InferenceSession(path / "onnx" / "model.onnx")
+        feed: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        for value in session.get_inputs():
+            if value.name.startswith("past_"):
+                feed[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        logits.append(session.run(["logits"], feed)[0])
+    cosine = np.vdot(*logits) / np.prod([np.linalg.norm(x) for x in logits])
+    assert 0.99 < cosine < 1 - 1e-9, "close, and really quantized"
+    assert (paths[1] / "onnx/model.onnx_data").stat().st_size < (
+        paths[0] / "onnx/model.onnx_data"
+    ).stat().st_size / 2
+
+
+def test_an_encoder_for_two_tasks(
+    tmp_path: Path, folder: Callable[..., Path], tiny_torch: Callable, capsys: pytest.CaptureFixture[str]
+):
+    import torch
+
+    source = folder("bert", "sequence-classification")
+    output = compiled(source, tmp_path / "out", "cpu-fp32")
+    with torch.no_grad():
+        reference = tiny_torch("bert", "sequence-classification", **SIZES)
+        expected = reference(torch.tensor([[5, 17, 42]])).logits[0].numpy()
+    with load(output) as model:
+        assert isinstance(model, Encoder)
+        assert np.allclose(model.logits(["w5 w17 w42"])[0], expected, atol=1e-4)
+    capsys.readouterr()
+    assert cli.run_verb("run", [str(output), "w5 w17 w42"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["label"] == "abc"[int(expected.argmax())]
+
+    again = compiled(source, tmp_path / "embed", "cpu-fp32", "--task", "default")
+    capsys.readouterr()
+    assert cli.run_verb("embed", [str(again), "w5 w17", "w9", "--json"]) == 0
+    assert np.array(json.loads(capsys.readouterr().out)["embeddings"]).shape == (2, 64)
+    assert cli.run_verb("run", [str(again), "w5"]) == 2, "feature extraction predicts nothing"
+
+
+def test_the_verbs_on_a_decoder(
+    tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    output = str(shutil.copytree(artifact, tmp_path / "out"))
+    capsys.readouterr()
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = cli.run_verb(arguments[0], arguments[1:])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    code, out, err = call("run", output, "w5 w6 w7", "-n", "4")
+    assert code == 0
+    assert out.split()
+    assert "new at" in err
+    answer = json.loads(call("run", output, "w5 w6 w7", "-n", "4", "--json")[1])
+    assert answer["text"].strip() == out.strip()
+    assert answer["stats"]["prompt_tokens"] == 3
+    assert call("run", output, " ".join(["w5"] * 80))[0] == 2, "context overflow"
+    assert call("embed", output, "w5")[0] == 2, "it is a decoder"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w5 w6 w7"))
+    assert json.loads(call("run", output, "-n", "4", "--json")[1])["text"] == answer["text"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w5"))
+    code, _, err = call("chat", output)
+    assert code == 2
+    assert "chat template" in err
+    assert json.loads(call("verify", output, "--json")[1])["ok"] is True
+    assert json.loads(call("inspect", output, "--json")[1])["fused"]["com.microsoft.GroupQueryAttention"] == 3
+
+    data = Path(output, "onnx", "model.onnx_data")
+    flipped = bytearray(data.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    data.write_bytes(flipped)
+    for verb in ("verify", "run"):
+        code, _, err = call(verb, output, *(["w5"] if verb == "run" else []))
+        assert code == 2
+        assert "model.onnx_data" in err
+
+
+def test_an_artifact_is_replaced_whole_and_only_an_artifact(
+    tmp_path: Path, folder: Callable[..., Path], artifact: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = shutil.copytree(artifact, tmp_path / "out")
+    first = json.loads((output / "artifact.json").read_text())
+    compiled(folder("llama"), output, "cpu-fp32", "--without", "pack-qkv")
+    second = json.loads((output / "artifact.json").read_text())
+    assert first["pipeline"] != second["pipeline"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("years")
+    capsys.readouterr()
+    refused = ["compile", str(folder("llama")), "-t", "cpu-fp32", "-o", str(tmp_path / "mine"), "--no-proof"]
+    assert cli.run_verb(refused[0], refused[1:]) == 2
+    assert "not an artifact" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "mine") == ["thesis"]
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(tmp_path: Path, folder: Callable[..., Path], sent: signal.Signals, code: int):
+    """The export is under way; afterwards nothing is left."""
+    command = [sys.executable, "-c", "from onnxforge.compiler.cli import compile_main; compile_main()"]
+    options = [str(folder("llama")), "-t", "cpu-fp32", "-o", str(tmp_path / "out"), "--no-proof"]
+    child = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    assert "open" in child.stderr.readline()
+    assert any(name.startswith(".out.tmp-") for name in os.listdir(tmp_path))
+    time.sleep(0.3)
+    child.send_signal(sent)
+    _, rest = child.communicate(timeout=60)
+    assert child.returncode == code, rest
+    assert os.listdir(tmp_path) == []
