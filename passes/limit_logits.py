@@ -79,9 +79,11 @@ def _last_tokens(graph: ir.Graph, hidden: ir.Value, shape: ir.Shape, before: ir.
     axis = add_initializer(graph, "limit_logits/axis", ir.tensor(np.array([1], np.int64)))
     end = add_initializer(graph, "limit_logits/end", ir.tensor(np.array([np.iinfo(np.int64).max], np.int64)))
     # -n is where the last n begin, and -0 is the beginning: 0 keeps everything without a branch.
-    count = ir.node("Reshape", [keep, axis], name="/limit_logits/Reshape")
-    start = ir.node("Neg", [count.outputs[0]], name="/limit_logits/Neg")
-    last = ir.node("Slice", [hidden, start.outputs[0], end, axis], name="/limit_logits/Slice")
+    count = ir.Node("", "Reshape", [keep, axis], name="/limit_logits/Reshape")
+    start = ir.Node("", "Neg", [count.outputs[0]], name="/limit_logits/Neg")
+    last = ir.Node("", "Slice", [hidden, start.outputs[0], end, axis], name="/limit_logits/Slice")
+    for node, name in ((count, "count"), (start, "start"), (last, "last_tokens")):
+        node.outputs[0].name = f"limit_logits/{name}"
     last.outputs[0].shape = ir.Shape([shape[0], "num_logits", shape[2]])
     last.outputs[0].type = hidden.type
     graph.insert_before(before, [count, start, last])
