@@ -273,10 +273,12 @@ def _rename_symbols(model: ir.Model, ids: str, past: str | None) -> None:
     assert ids_shape is not None
     names = {str(ids_shape[0]): "batch_size", str(ids_shape[1]): "sequence_length"}
     total_shape = inputs["attention_mask"].shape
-    if past is not None:
+    assert total_shape is not None
+    if past is None:  # nothing in the model need tie the mask's axes to those of the ids
+        names |= {str(total_shape[0]): "batch_size", str(total_shape[1]): "sequence_length"}
+    else:
         past_shape = inputs[past].shape
         assert past_shape is not None
-        assert total_shape is not None
         names[str(past_shape[2])] = "past_sequence_length"
         names[str(total_shape[1])] = "total_sequence_length"
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]

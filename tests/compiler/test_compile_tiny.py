@@ -104,6 +104,8 @@ def test_an_encoder_for_two_tasks(
     with torch.no_grad():
         reference = tiny_torch("bert", "sequence-classification", **SIZES)
         expected = reference(torch.tensor([[5, 17, 42]])).logits[0].numpy()
+    session = ort.InferenceSession(output / "onnx" / "model.onnx")
+    assert {tuple(value.shape) for value in session.get_inputs()} == {("batch_size", "sequence_length")}
     with load(output) as model:
         assert isinstance(model, Encoder)
         assert np.allclose(model.logits(["w5 w17 w42"])[0], expected, atol=1e-4)
