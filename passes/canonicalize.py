@@ -17,6 +17,8 @@ from onnxforge.passes.opset import upgrade_opset
 from onnxforge.passes.shapes import Facts, Shape, infer_shapes
 from onnxforge.passes.simplify import constant_reshape, neutral_input
 from onnxforge.passes.sizes import infer_sizes
+from onnxforge.passes.split_sequence import split_sequences
+from onnxforge.passes.tied_weights import tie_transposed_heads
 
 OPSET = 23
 
@@ -35,7 +37,8 @@ class Canonicalize(GraphPass):
     * the graph is raised to opset 23 where every operator in it allows that;
     * shapes and dtypes are recorded on all values that the analysis can decide.
 
-    No weight is read: :class:`ir.LazyTensor` and large initializers are only ever wrapped.
+    No weight is read: lazy ones are only ever wrapped. (The one exception are stored weights of an existing
+    file, where a head that is a transposed copy of the embedding is found by comparison.)
 
     The tied head, measured on 49152 x 576 float32 in ONNX Runtime 1.31.1 (CPU): ONNX Runtime folds the
     Transpose while loading, in 0.15 s, and maps the stored embedding, so it holds 132 MB for 108 MB on disk.
@@ -50,6 +53,7 @@ class Canonicalize(GraphPass):
         changed = False
         if model.functions:
             changed |= bool(common.InlinePass()(model).modified)
+        changed |= bool(common.RemoveInitializersFromInputsPass()(model).modified)
         changed |= bool(common.NameFixPass()(model).modified)
         changed |= bool(
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
@@ -58,6 +62,8 @@ class Canonicalize(GraphPass):
         changed |= _share_small_constants(model.graph)
         changed |= bool(common.CommonSubexpressionEliminationPass()(model).modified)
         changed |= bool(common.RemoveUnusedNodesPass()(model).modified)
+        changed |= split_sequences(model.graph)
+        changed |= tie_transposed_heads(model.graph)
         changed |= _walk(model)
         changed |= upgrade_opset(model, OPSET)
         changed |= _share_small_constants(model.graph)

@@ -325,3 +325,53 @@ def test_equal_sizes_are_taken_from_one_place():
     apply(Canonicalize(), model)
     assert ops(model).count("Gather") == 1
     assert run(model, {"x": random(2, 3, 8), "z": random(2, 3, 4)})[1].tolist() == [1, 2, 3]
+
+
+def test_initializers_that_old_files_list_as_inputs_are_constants():
+    model = graph("g (float[n,8] x, float[6,8] w) => (float[n,6] y) { t = Transpose(w)\n y = MatMul(x, t) }")
+    weight = model.graph.inputs[1]
+    weight.const_value = ir.tensor(random(6, 8), name="w")
+    model.graph.register_initializer(weight)
+    apply(Canonicalize(), model)
+    assert ops(model) == ["MatMul"]
+    assert [value.name for value in model.graph.inputs] == ["x"]
+
+
+def test_torch_split_becomes_one_node():
+    before = graph(
+        """g (float[b,s,8] x) => (float[b,s,3] y, float[b,s,2] z) {
+             parts = SplitToSequence<axis=-1>(x, three)
+             y = SequenceAt(parts, one)
+             z = SequenceAt(parts, last)
+           }""",
+        three=np.array(3),
+        one=np.array(1),
+        last=np.array(-1),
+    )
+    after = before.clone()
+    apply(Canonicalize(), after)
+    assert ops(after) == ["Split"]
+    assert worst(before, after, X) == 0
+
+
+HEAD = """g (int64[b,s] ids) => (float[b,s,90] l) {
+  e = Gather(table, ids)
+  l = MatMul(e, head)
+}"""
+
+
+def test_a_head_stored_as_transposed_embedding_is_one_weight_again():
+    table = random(90, 80)
+    before = graph(HEAD, table=table, head=np.ascontiguousarray(table.T))
+    after = before.clone()
+    apply(Canonicalize(), after)
+    assert ops(after) == ["Gather", "Transpose", "MatMul"]
+    assert sorted(after.graph.initializers) == ["table"]
+    assert worst(before, after, {"ids": np.array([[1, 89, 3]])}) < 1e-5
+
+
+def test_a_head_of_its_own_stays_and_lazy_ones_are_not_compared():
+    other = random(80, 90, seed=1)
+    other[:, :-1] = random(90, 80).T[:, :-1]
+    kept(graph(HEAD, table=random(90, 80), head=other))
+    kept(graph(HEAD, table=untouchable(90, 80), head=untouchable(80, 90)))
