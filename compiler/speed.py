@@ -32,13 +32,13 @@ class MeasurementFailed(CompileError):
 
 
 class _Child:
-    """One artifact in its own process."""
+    """One configuration in its own process."""
 
-    def __init__(self, folder: Path, threads: int, seed: int) -> None:
-        self._folder = folder
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self._name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "onnxforge.compiler.speed_child", str(folder), str(threads), str(seed)],
+            list(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -64,7 +64,7 @@ class _Child:
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace").strip().splitlines()
             raise MeasurementFailed(
-                f"The process that measured {self._folder} ended with {self._process.returncode}: "
+                f"The process that measured {self._name} ended with {self._process.returncode}: "
                 f"{' / '.join(said[-3:]) or 'it said nothing'}. Without measurement there is no proof."
             )
         return float(json.loads(line)[key])
@@ -93,12 +93,14 @@ def measure(
     threads: int | None = None,
     seed: int = 0,
     patience: float | None = None,
+    peers: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, SpeedReport]:
     """Time ``tests`` on every artifact, interleaved; reports by the keys of ``folders``.
 
     ``first_token`` names the prompt length for the time to first token. ``sentences`` are encoded by tests
     that ask for sentences. Every test is run once before the clocks count. After ``patience`` seconds no
-    further round starts, once two have been made.
+    further round starts, once two have been made. ``peers`` are commands that serve other systems by the
+    protocol of :mod:`onnxforge.compiler.speed_child`, measured in the same rounds.
 
     Raises:
         MeasurementFailed: a process died.
@@ -106,7 +108,8 @@ def measure(
     count = threads or default_threads()
     texts = [*sentences]
     with ExitStack() as stack:
-        children = {n: stack.enter_context(_Child(f, count, seed)) for n, f in folders.items()}
+        commands = {n: child_command(f, count, seed) for n, f in folders.items()} | dict(peers or {})
+        children = {n: stack.enter_context(_Child(n, command)) for n, command in commands.items()}
         loads = {name: child.answer("load_seconds") for name, child in children.items()}
         seconds: dict[tuple[str, SpeedTest], list[float]] = {(n, t): [] for n in children for t in tests}
         firsts: dict[str, list[float]] = {name: [] for name in children}
@@ -135,6 +138,11 @@ def measure(
         )
         for name in children
     }
+
+
+def child_command(folder: Path, threads: int, seed: int) -> list[str]:
+    """The command that serves the artifact in ``folder``."""
+    return [sys.executable, "-m", "onnxforge.compiler.speed_child", str(folder), str(threads), str(seed)]
 
 
 def decoder_tests(prompts: Iterable[int], generate: int, depth: int, context: int) -> tuple[SpeedTest, ...]:

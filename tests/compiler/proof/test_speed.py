@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from onnxforge.compiler.speed import MeasurementFailed, decoder_tests, first_token_test, measure
@@ -63,3 +65,18 @@ def test_encoders_are_timed_in_sentences(make_artifact, kind):
 def test_a_process_that_dies_says_why(tmp_path):
     with pytest.raises(MeasurementFailed, match=r"artifact\.json"):
         measure({"gone": tmp_path}, (SpeedTest(prompt=4),), rounds=1)
+
+
+def test_peers_are_measured_in_the_same_rounds(make_artifact):
+    script = """
+import json
+print(json.dumps({"load_seconds": 0.5}), flush=True)
+while not (request := json.loads(input())).get("finish"):
+    print(json.dumps({"seconds": request["prompt"] / 100}), flush=True)
+print(json.dumps({"peak_rss": 12345678}), flush=True)
+"""
+    peers = {"other": [sys.executable, "-c", script]}
+    reports = measure({"a": make_artifact("a")}, (SpeedTest(prompt=8),), rounds=2, threads=1, peers=peers)
+    assert list(reports) == ["a", "other"]
+    assert reports["other"].timings[0].rates == (100, 100)
+    assert (reports["other"].load_seconds, reports["other"].peak_rss) == (0.5, 12345678)
