@@ -50,7 +50,7 @@ def test_sizes(path: Path):
 
 
 def test_every_pass_has_one_phrase_in_four_spellings():
-    """``passes/fuse_norm.py`` holds ``FuseNorm``, is registered as ``fuse-norm`` and has its own test file."""
+    """``passes/fuse_norm.py`` holds ``FuseNorm``, is registered as ``fuse-norm``, has a test file."""
     from onnxforge.passes.registry import NAMES, pass_class
 
     for name in NAMES:
