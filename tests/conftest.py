@@ -19,7 +19,7 @@ VOCAB = 97
 
 _DECODER: dict[str, Json] = {
     "vocab_size": VOCAB,
-    "hidden_size": 48,
+    "hidden_size": 64,
     "intermediate_size": 80,
     "num_hidden_layers": 5,
     "num_attention_heads": 4,
@@ -32,7 +32,7 @@ _DECODER: dict[str, Json] = {
 _MHA: dict[str, Json] = _DECODER | {"num_key_value_heads": 4}
 _ENCODER: dict[str, Json] = {
     "vocab_size": VOCAB,
-    "hidden_size": 48,
+    "hidden_size": 64,
     "intermediate_size": 80,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
@@ -89,7 +89,7 @@ TINY: dict[str, dict[str, Json]] = {
     | {"no_rope_layers": [1, 1, 1, 0, 1], "use_sliding_window": False, "tie_word_embeddings": True},
     "gpt2": {
         "vocab_size": VOCAB,
-        "n_embd": 48,
+        "n_embd": 64,
         "n_layer": 5,
         "n_head": 4,
         "n_positions": 64,
@@ -106,7 +106,7 @@ TINY: dict[str, dict[str, Json]] = {
     },
     "opt": {
         "vocab_size": VOCAB,
-        "hidden_size": 48,
+        "hidden_size": 64,
         "ffn_dim": 80,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
@@ -116,12 +116,12 @@ TINY: dict[str, dict[str, Json]] = {
         "bos_token_id": 2,
         "eos_token_id": 2,
     },
-    "gpt_neox": _MHA | {"rotary_pct": 0.25, "use_parallel_residual": True},
+    "gpt_neox": _MHA | {"rotary_pct": 0.5, "use_parallel_residual": True},
     "bert": _ENCODER,
     "roberta": _ROBERTA,
     "distilbert": {
         "vocab_size": VOCAB,
-        "dim": 48,
+        "dim": 64,
         "hidden_dim": 80,
         "n_layers": 4,
         "n_heads": 4,

@@ -97,7 +97,7 @@ def test_other_heads_and_old_buffers_are_nobodys_loss(tiny_source):
     source = _small(tiny_source, "bert", "feature-extraction")
     extra = {
         "cls.predictions.bias": ir.tensor(np.zeros(97, np.float32)),
-        "pooler.dense.weight": ir.tensor(np.zeros((48, 48), np.float32)),
+        "pooler.dense.weight": ir.tensor(np.zeros((64, 64), np.float32)),
         "embeddings.position_ids": ir.tensor(np.arange(40)[None]),
     }
     export_model(_with(source, dict(source.weights) | extra), "feature-extraction")
@@ -108,14 +108,14 @@ def test_all_mismatches_are_reported_at_once(tiny_source):
     weights = dict(source.weights)
     del weights["model.layers.0.self_attn.q_proj.weight"], weights["model.norm.weight"]
     weights["model.layers.1.mlp.up_proj.weight"] = ir.tensor(np.zeros((3, 4), np.float32))
-    weights["model.layers.1.mlp.down_proj.weight"] = ir.tensor(np.zeros((48, 80), np.int8))
-    weights["model.layers.2.mlp.up_proj.weight"] = ir.tensor(np.zeros((80, 48), np.float32))
-    weights["model.layers.0.self_attn.k_proj.bias"] = ir.tensor(np.zeros(24, np.float32))
+    weights["model.layers.1.mlp.down_proj.weight"] = ir.tensor(np.zeros((64, 80), np.int8))
+    weights["model.layers.2.mlp.up_proj.weight"] = ir.tensor(np.zeros((80, 64), np.float32))
+    weights["model.layers.0.self_attn.k_proj.bias"] = ir.tensor(np.zeros(32, np.float32))
     with pytest.raises(SourceError) as caught:
         export_model(_with(source, weights))
     message = str(caught.value)
     assert "2 missing: model.norm.weight, model.layers.0.self_attn.q_proj.weight" in message
-    assert "model.layers.1.mlp.up_proj.weight is [3, 4], the configuration needs [80, 48]" in message
+    assert "model.layers.1.mlp.up_proj.weight is [3, 4], the configuration needs [80, 64]" in message
     assert "model.layers.1.mlp.down_proj.weight is INT8" in message
     assert "2 that the configuration has no place for: model.layers.0.self_attn.k_proj.bias" in message
     assert "model.layers.2.mlp.up_proj.weight" in message

@@ -23,8 +23,8 @@ def _io(values) -> list[tuple[str, list[str]]]:
 
 def test_decoder_inputs_and_outputs_follow_the_contract(tiny_export):
     graph = tiny_export("llama").graph
-    past = ["batch_size", "2", "past_sequence_length", "12"]
-    present = ["batch_size", "2", "total_sequence_length", "12"]
+    past = ["batch_size", "2", "past_sequence_length", "16"]
+    present = ["batch_size", "2", "total_sequence_length", "16"]
     kv = [f"{layer}.{part}" for layer in range(5) for part in ("key", "value")]
     assert _io(graph.inputs) == [
         ("input_ids", ["batch_size", "sequence_length"]),
@@ -121,10 +121,10 @@ def test_layers_that_differ_by_index_are_not_mistaken_for_one_kind(tiny_export, 
     options = {"scale_attn_by_inverse_layer_idx": True, "n_layer": 3}
     exported = tiny_export("gpt2", **options)
     scales = [node.attributes["scale"].as_float() for node in _operators(exported, "Attention")]
-    assert scales == pytest.approx([12**-0.5 / (index + 1) for index in range(3)])
+    assert scales == pytest.approx([16**-0.5 / (index + 1) for index in range(3)])
     ids = np.array([[5, 6, 7, 8]])
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(4)[None]}
-    empty = np.zeros((1, 4, 0, 12), np.float32)
+    empty = np.zeros((1, 4, 0, 16), np.float32)
     feed |= {f"past_key_values.{i}.{kv}": empty for i in range(3) for kv in ("key", "value")}
     session = ort.InferenceSession(ir.to_proto(exported).SerializeToString())
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_a_row_of_padding_only_gives_no_nan(tiny_export):
         "attention_mask": np.array([[1, 1, 1], [0, 0, 0]]),
         "position_ids": np.array([[0, 1, 2], [0, 0, 0]]),
     }
-    empty = np.zeros((2, 2, 0, 12), np.float32)
+    empty = np.zeros((2, 2, 0, 16), np.float32)
     feed |= {f"past_key_values.{i}.{kv}": empty for i in range(5) for kv in ("key", "value")}
     session = ort.InferenceSession(ir.to_proto(tiny_export("llama")).SerializeToString())
     assert np.isfinite(session.run(["logits"], feed)[0]).all()
