@@ -14,7 +14,7 @@ from onnxforge.compiler.build import Built, build, normalised
 from onnxforge.compiler.errors import BudgetMissed
 from onnxforge.compiler.failpoints import failpoint
 from onnxforge.compiler.manifest import file_records
-from onnxforge.compiler.observe import Ledger
+from onnxforge.compiler.observe import Ledger, graph_stats
 from onnxforge.compiler.progress import Progress, Silent
 from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
 from onnxforge.compiler.recipe import Recipe, to_json
@@ -104,14 +104,14 @@ def _export(
 ) -> tuple[Source, str, ir.Model]:
     watch.begin("open")
     source = parts.open_model(request.model, request.revision)
-    size = sum(tensor.nbytes for tensor in source.weights.values())
-    watch.plan(size * (passes + 2))
-    watch.end(f"{source.kind}, {len(source.weights)} tensors, {size / 1e6:.1f} MB")
+    watch.end(f"{source.kind}, {len(source.digests)} files")
     watch.begin("export")
     task = parts.resolve_task(source, request.task)
     exported = parts.export_model(source, task)
+    size = graph_stats(exported).weight_bytes
+    watch.plan(size * (passes + 2))  # the export and the writing handle every byte once too
     watch.advance(size)
-    watch.end(f"{task}, {exported.graph.num_nodes()} nodes")
+    watch.end(f"{task}, {exported.graph.num_nodes()} nodes, {size / 1e6:.1f} MB")
     failpoint("after-export")
     return source, task, exported
 
