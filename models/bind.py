@@ -13,7 +13,11 @@ import onnx_ir as ir
 from onnxforge.models.errors import SourceError
 from onnxforge.models.skeleton import Skeleton
 
-_LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+_LEGACY = (
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("LayerNorm.beta", "LayerNorm.bias"),
+    ("embed_out.weight", "lm_head.weight"),  # GPT-NeoX checkpoints, and what transformers saves of one today
+)
 
 _LEFTOVER = re.compile(r"inv_freq$|position_ids$|masked_bias$|attn\.bias$|attention\.bias$|\bversion$")
 """Buffers that older versions of modelling code wrote into checkpoints, and that are computed today."""
