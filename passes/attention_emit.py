@@ -88,21 +88,10 @@ class Writer:
         if len(shape) < 4 or shape[-2] == 1 or shape[-1] == 1:
             one = self._constant("one", np.array([1], np.int64))
             flat = [self._flat(source, anchor, stem) for source in (parts.query.rotated, parts.key.rotated)]
-            sizes = [
-                self._node(anchor, "", "Shape", [item], {"start": 1, "end": 2}, f"{stem}/Shape_{index}")
-                for index, item in enumerate(flat)
-            ]
-            target = self._node(
-                anchor,
-                "",
-                "Concat",
-                [one, one, *(node.outputs[0] for node in sizes)],
-                {"axis": 0},
-                f"{stem}/Concat",
-            )
-            value = self._node(
-                anchor, "", "Expand", [value, target.outputs[0]], {}, f"{stem}/Expand"
-            ).outputs[0]
+            sizes = [self._length(item, anchor, f"{stem}/{index}") for index, item in enumerate(flat)]
+            target = self._node(anchor, "", "Concat", [one, one, *sizes], {"axis": 0}, f"{stem}/Concat")
+            expand = self._node(anchor, "", "Expand", [value, target.outputs[0]], {}, f"{stem}/Expand")
+            value = expand.outputs[0]
         self._shared[key] = value
         return value
 
@@ -199,10 +188,9 @@ class Writer:
         """seqlens_k, int32 [B]: the number of tokens in each row, new ones included, less one."""
         one = self._constant("one", np.array([1], np.int64))
         if hidden is Hidden.NOTHING:
-            width = self._head(
-                "total_slots", "Unsqueeze", [self._total(hidden, cache), self._constant("zero", _ZERO)]
-            )
-            batch = self._head("batch_size", "Shape", [self._input("input_ids")], start=0, end=1)
+            zero, total = self._constant("zero", _ZERO), self._total(hidden, cache)
+            width = self._head("total_slots", "Unsqueeze", [total, zero])
+            batch = self._size("input_ids", 0)
             rows = self._head("slots_of_rows", "Expand", [width, batch])
             one = self._head("one_int32", "Cast", [one], to=ir.DataType.INT32)
             return self._head("last_slots", "Sub", [rows, one])
@@ -213,17 +201,28 @@ class Writer:
     def _total(self, hidden: Hidden, cache: Cache) -> ir.Value:
         """total_sequence_length, int32 scalar: T."""
         if hidden is Hidden.PADDING:
-            width = self._head("mask_shape", "Shape", [self._input("attention_mask")], start=1, end=2)
+            width = self._size("attention_mask", 1)
         else:
-            past = self._head("past_length", "Shape", [cache.past_key], start=2, end=3)
-            new = self._head("new_length", "Shape", [self._input("input_ids")], start=1, end=2)
-            width = self._head("total_length", "Add", [past, new])
+            past = self._size(cache.past_key.name or "", 2)
+            width = self._head("total_length", "Add", [past, self._size("input_ids", 1)])
         total = self._head("total_int64", "Squeeze", [width, self._constant("zero", _ZERO)])
         return self._head("total_sequence_length", "Cast", [total], to=ir.DataType.INT32)
 
     def _token_mask(self) -> ir.Value:
         """key_padding_mask, int32 [B, T]."""
         return self._head("key_padding_mask", "Cast", [self._input("attention_mask")], to=ir.DataType.INT32)
+
+    def _size(self, name: str, axis: int) -> ir.Value:
+        """Dimension ``axis`` of a graph input, int64 [1]."""
+        shape = self._head(f"{name}_shape", "Shape", [self._input(name)])
+        index = self._constant("axis", np.array([axis], np.int64))
+        return self._head(f"{name}_size_{axis}", "Gather", [shape, index], axis=0)
+
+    def _length(self, value: ir.Value, anchor: ir.Node, stem: str) -> ir.Value:
+        """L of a value [B, L, n*D], int64 [1]."""
+        shape = self._node(anchor, "", "Shape", [value], {}, f"{stem}/Shape").outputs[0]
+        index = self._constant("axis", np.array([1], np.int64))
+        return self._node(anchor, "", "Gather", [shape, index], {"axis": 0}, f"{stem}/Gather").outputs[0]
 
     def _input(self, name: str) -> ir.Value:
         return next(value for value in self.graph.inputs if value.name == name)

@@ -27,6 +27,8 @@ from onnxforge.passes.subgraph_probe import Bench, Probe, Sizes, Unprobeable
 
 GROUP_QUERY = "GroupQueryAttention"
 MULTI_HEAD = "MultiHeadAttention"
+_LEAST_OPSET = 13
+"""From here on ReduceSum and Squeeze take their axes as inputs, which is how they are written."""
 SHARED_CACHE = "onnxforge.shared_cache"
 """Model metadata, "true" when every past and present pair may be bound to one buffer."""
 
@@ -142,6 +144,10 @@ class _Survey:
     def plans(self) -> Iterator[_Plan]:
         wanted = self._options.decoder if self._cached else self._options.encoder
         if wanted == "none":
+            return
+        opset = self._graph.opset_imports.get("", _LEAST_OPSET)
+        if opset < _LEAST_OPSET:
+            notes.near_miss(wanted, self._graph.name, f"opset {opset}; at least {_LEAST_OPSET} is needed")
             return
         for node in candidates(self._graph):
             try:

@@ -292,6 +292,8 @@ class Probe:
         return dims
 
     def _run(self, node: ir.Node) -> None:
+        if node.op_type.startswith("Random"):
+            raise Unprobeable(f"it depends on chance: {node.op_type} {node.name!r}")
         if node.op_type in ("Shape", "Size"):
             shape = self.shape(_first(node))
             start, end = int_attribute(node, "start", 0), int_attribute(node, "end", len(shape))

@@ -47,15 +47,15 @@ class Conversation:
         given = {name: array for name, array in (feeds | self._past).items() if name in names}
         results = dict(zip(outputs, self._session.run(outputs, given), strict=True))
         logits = results.pop("logits")
-        self._past = {name.replace("present", "past_key_values"): array for name, array in results.items()}
+        self._past = {name.replace("present", "past_key_values"): item for name, item in results.items()}
         return [logits[row, : len(said)] for row, said in enumerate(tokens)]
 
 
 def worst_decoder_difference(before: ir.Model, after: ir.Model, vocab: int) -> float:
     """The largest difference of logits, relative to the largest logit.
 
-    ``after`` speaks in a batch padded on the right, and one row in blocks of several tokens; ``before`` speaks
-    each row alone, so that padding, holes in the cache and windows across them cannot be wrong in both.
+    ``after`` speaks in a batch padded on the right, and one row in blocks of several tokens; ``before``
+    speaks each row alone, so that padding, holes in the cache and windows across them cannot be wrong in both.
     """
     rng = np.random.default_rng(0)
 
