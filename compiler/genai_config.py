@@ -13,8 +13,8 @@ KNOWN_TYPES = {
     "chatglm", "ernie4_5", "gemma", "gemma2", "gemma3_text", "granite", "internlm2", "llama",
     "mistral", "nemotron", "olmo", "phi", "phi3", "phi3small", "phimoe", "qwen2", "qwen3", "smollm3",
 }  # fmt: skip
-"""Plain decoders that it knows by name. Every other family runs as its generic ``decoder``. So does gpt2: by that
-name it expects one cache tensor for keys and values together."""
+"""Plain decoders that it knows by name. Every other family runs as its generic ``decoder``. So does gpt2: by
+that name it expects one cache tensor for keys and values together."""
 
 _SEARCH: Mapping[str, Json] = {
     "diversity_penalty": 0.0,

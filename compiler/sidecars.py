@@ -68,9 +68,8 @@ def _tokenizer_config(config: dict[str, Json], facts: GraphFacts) -> dict[str, J
 def _tokenizer(data: bytes) -> bytes:
     """A byte-level BPE must say so in its decoder alone: onnxruntime-genai guesses the family from it."""
     tokenizer = json.loads(data)
-    model, decoder = tokenizer.get("model") or {}, tokenizer.get("decoder") or {}
     byte_level = "ByteLevel" in json.dumps(tokenizer.get("pre_tokenizer"))
-    if model.get("type") != "BPE" or not byte_level or decoder.get("type") == "ByteLevel":
+    if _kind(tokenizer, "model") != "BPE" or not byte_level or _kind(tokenizer, "decoder") == "ByteLevel":
         return data
     tokenizer["decoder"] = {
         "type": "ByteLevel",
@@ -79,6 +78,11 @@ def _tokenizer(data: bytes) -> bytes:
         "use_regex": True,
     }
     return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _kind(tokenizer: Mapping[str, Json], part: str) -> Json:
+    found = tokenizer.get(part)
+    return found.get("type") if isinstance(found, dict) else None
 
 
 def _generation_config(source: Source) -> dict[str, Json]:

@@ -89,7 +89,9 @@ def test_genai_takes_a_family_it_does_not_know_as_a_plain_decoder():
 def test_gpt2_spells_its_sizes_otherwise():
     given = source()
     config = {"model_type": "gpt2", "n_embd": 48, "n_head": 4, "vocab_size": 9}
-    decoder = made(replace(given, config=config))["genai_config.json"]["model"]["decoder"]
+    model = made(replace(given, config=config))["genai_config.json"]["model"]
+    assert model["type"] == "decoder", "by its own name it would get one cache tensor for keys and values"
+    decoder = model["decoder"]
     assert (decoder["hidden_size"], decoder["num_attention_heads"]) == (48, 4)
 
 
