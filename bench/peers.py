@@ -65,7 +65,9 @@ def build_genai(asked: argparse.Namespace, temp: Path) -> Path:
     source, out = write_hf_folder(asked.model, temp / "hf"), temp / "genai"
     builder = [asked.peer_python, "-m", "onnxruntime_genai.models.builder"]
     command = [*builder, "-i", source, "-o", out, "-p", "fp32", "-e", "cpu", "-c", temp / "cache"]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the model builder failed: {done.stderr[-2000:]}")
     path = out / "genai_config.json"
     config = json.loads(path.read_text())
     config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads()
