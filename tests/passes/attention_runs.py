@@ -55,7 +55,8 @@ def worst_decoder_difference(before: ir.Model, after: ir.Model, vocab: int) -> f
     """The largest difference of logits, relative to the largest logit.
 
     ``after`` speaks in a batch padded on the right, and one row in blocks of several tokens; ``before``
-    speaks each row alone, so that padding, holes in the cache and windows across them cannot be wrong in both.
+    speaks each row alone, so that padding, holes in the cache and windows across them cannot be wrong in
+    both.
     """
     rng = np.random.default_rng(0)
 
