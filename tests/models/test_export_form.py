@@ -163,6 +163,7 @@ print(hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).h
 """
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_hash_seed():
     runs = [
         subprocess.Popen(
