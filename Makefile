@@ -17,7 +17,7 @@ $(VENV)/ready: constraints.txt pyproject.toml
 	touch $@
 
 demo: venv
-	$(BIN)/compile smollm2-135m --target cpu-int8 -o build/demo --force
+	$(BIN)/compile smollm2-135m --target cpu-int8 -o build/demo
 	$(BIN)/onnxforge run build/demo "The three laws of thermodynamics are" --max-new-tokens 48
 
 lint: venv

@@ -5,7 +5,7 @@ The layout is that of ONNX Runtime's ``MatMulNBits``: a weight [N, K] (one row p
 neighbours share a byte, the first in the low half.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,41 +41,48 @@ class BlockScheme:
         return (blocks * self.bits + 7) // 8
 
 
-def quantize(rows: np.ndarray, scheme: BlockScheme) -> np.ndarray:
-    """uint8 [N, K / block, blob] from float [N, K]."""
-    count, width = rows.shape
-    packed = np.empty((count, width // scheme.block_size, scheme.blob()), dtype=np.uint8)
-    for part, blocks in _chunks(rows, scheme):
-        scale, zero = _grid(blocks, scheme)
-        codes = np.rint(blocks / scale[..., None]) + zero[..., None]
-        packed[part] = _pack(np.clip(codes, 0, scheme.levels - 1).astype(np.uint8), scheme.bits)
-    return packed
+@dataclass(frozen=True)
+class Blocks:
+    """A quantized matrix [N, K]."""
 
-
-def scales(rows: np.ndarray, scheme: BlockScheme) -> np.ndarray:
+    packed: np.ndarray
+    """uint8 [N, K / block, blob]."""
+    scales: np.ndarray
     """float32 [N, K / block]: the step of each block."""
-    return _per_block(rows, scheme, lambda blocks: _grid(blocks, scheme)[0])
+    zeros: np.ndarray | None
+    """uint8 [N, packed]: the code of zero in each block, packed like the weights; None if symmetric."""
 
 
-def zero_points(rows: np.ndarray, scheme: BlockScheme) -> np.ndarray:
-    """uint8 [N, packed]: the code of zero in each block, packed like the weights."""
-    zeros = _per_block(rows, scheme, lambda blocks: _grid(blocks, scheme)[1]).astype(np.uint8)
-    if scheme.bits == 4 and zeros.shape[1] % 2:
+def quantize(rows: np.ndarray, scheme: BlockScheme) -> Blocks:
+    """Round float [N, K] to the nearest value of each block's grid."""
+    count, width = rows.shape
+    blocks = width // scheme.block_size
+    packed = np.empty((count, blocks, scheme.blob()), dtype=np.uint8)
+    scales = np.empty((count, blocks), dtype=np.float32)
+    zeros = np.empty((count, blocks), dtype=np.uint8)
+    for part, values in _chunks(rows, scheme):
+        scale, zero = _grid(values, scheme)
+        codes = np.rint(values / scale[..., None])
+        codes += zero[..., None]
+        np.clip(codes, 0, scheme.levels - 1, out=codes)
+        packed[part] = _pack(codes.astype(np.uint8), scheme.bits)
+        scales[part], zeros[part] = scale, zero
+    if scheme.symmetric:
+        return Blocks(packed, scales, None)
+    if scheme.bits == 4 and blocks % 2:
         zeros = np.pad(zeros, ((0, 0), (0, 1)))
-    return _pack(zeros, scheme.bits)
+    return Blocks(packed, scales, _pack(zeros, scheme.bits))
 
 
-def dequantize(
-    packed: np.ndarray, scale: np.ndarray, zeros: np.ndarray | None, scheme: BlockScheme
-) -> np.ndarray:
+def dequantize(blocks: Blocks, scheme: BlockScheme) -> np.ndarray:
     """float32 [N, K]: what the packed weight stands for."""
-    codes = _unpack(packed, scheme.bits).astype(np.float32)
-    if zeros is None:
-        origin: np.ndarray = np.full(scale.shape, scheme.middle, dtype=np.float32)
+    codes = _unpack(blocks.packed, scheme.bits).astype(np.float32)
+    if blocks.zeros is None:
+        origin: np.ndarray = np.full(blocks.scales.shape, scheme.middle, dtype=np.float32)
     else:
-        origin = _unpack(zeros, scheme.bits)[:, : scale.shape[1]].astype(np.float32)
-    values: np.ndarray = (codes - origin[..., None]) * scale[..., None]
-    return values.reshape(packed.shape[0], -1)
+        origin = _unpack(blocks.zeros, scheme.bits)[:, : blocks.scales.shape[1]].astype(np.float32)
+    values: np.ndarray = (codes - origin[..., None]) * blocks.scales[..., None]
+    return values.reshape(blocks.packed.shape[0], -1)
 
 
 def _grid(blocks: np.ndarray, scheme: BlockScheme) -> tuple[np.ndarray, np.ndarray]:
@@ -94,15 +101,6 @@ def _grid(blocks: np.ndarray, scheme: BlockScheme) -> tuple[np.ndarray, np.ndarr
         step = (high - low) / (scheme.levels - 1)
         zero = np.rint(-low / np.where(step == 0, 1, step)).astype(np.float32)
     return np.where(step == 0, 1, step).astype(np.float32), zero
-
-
-def _per_block(
-    rows: np.ndarray, scheme: BlockScheme, compute: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    result = np.empty((rows.shape[0], rows.shape[1] // scheme.block_size), dtype=np.float32)
-    for part, blocks in _chunks(rows, scheme):
-        result[part] = compute(blocks)
-    return result
 
 
 def _chunks(rows: np.ndarray, scheme: BlockScheme) -> Iterator[tuple[slice, np.ndarray]]:

@@ -8,7 +8,7 @@ from legacy_exports import decoder_feeds
 from small_graphs import apply, declined, graph, ops, random, run, untouchable, worst
 
 from onnxforge.passes.base import PassRefused
-from onnxforge.passes.block_quantization import BlockScheme, dequantize, quantize, scales, zero_points
+from onnxforge.passes.block_quantization import BlockScheme, dequantize, quantize
 from onnxforge.passes.canonicalize import Canonicalize
 from onnxforge.passes.quantize_weights import QuantizeWeights
 
@@ -37,11 +37,10 @@ def test_no_element_moves_by_more_than_its_step(bits, symmetric, rows, blocks, s
     scheme = BlockScheme(bits, 16, symmetric)
     weight = random(rows, blocks * 16, seed=seed) + np.float32(offset)
     weight[0, :16] = 0
-    zeros = None if symmetric else zero_points(weight, scheme)
-    step = scales(weight, scheme)
-    back = dequantize(quantize(weight, scheme), step, zeros, scheme)
+    quantized = quantize(weight, scheme)
+    back = dequantize(quantized, scheme)
     error = np.abs(back - weight).reshape(rows, blocks, 16).max(axis=-1)
-    assert (error <= np.abs(step) * 1.001 + 1e-6).all()
+    assert (error <= np.abs(quantized.scales) * 1.001 + 1e-6).all()
     assert (back[0, :16] == 0).all()
 
 
@@ -50,20 +49,18 @@ def test_a_weight_on_the_grid_comes_back_exactly():
     codes[:, ::32] = -8
     weight = codes * np.float32(0.25)
     scheme = BlockScheme(4, 32, symmetric=True)
-    np.testing.assert_array_equal(
-        dequantize(quantize(weight, scheme), scales(weight, scheme), None, scheme), weight
-    )
+    np.testing.assert_array_equal(dequantize(quantize(weight, scheme), scheme), weight)
 
 
 def test_long_weights_are_quantized_in_pieces(monkeypatch):
     from onnxforge.passes import block_quantization
 
     weight, scheme = random(50, 64), BlockScheme(8, 32, symmetric=False)
-    whole = quantize(weight, scheme), scales(weight, scheme), zero_points(weight, scheme)
+    whole = quantize(weight, scheme)
     monkeypatch.setattr(block_quantization, "_CHUNK", 7 * 64)
-    pieces = quantize(weight, scheme), scales(weight, scheme), zero_points(weight, scheme)
-    for one, other in zip(whole, pieces, strict=True):
-        np.testing.assert_array_equal(one, other)
+    pieces = quantize(weight, scheme)
+    for part in ("packed", "scales", "zeros"):
+        np.testing.assert_array_equal(getattr(whole, part), getattr(pieces, part))
 
 
 @pytest.mark.parametrize(("bits", "symmetric", "block"), SCHEMES)
@@ -79,8 +76,7 @@ def test_the_shape_of_a_real_projection(bits, symmetric, block):
     (got,) = run(model, {"x": x})
     assert relative(got, x @ weight + bias) < (0.009 if bits == 8 else 0.09)
     scheme = BlockScheme(bits, block, symmetric)
-    zeros = None if symmetric else zero_points(weight.T, scheme)
-    exact = x @ dequantize(quantize(weight.T, scheme), scales(weight.T, scheme), zeros, scheme).T + bias
+    exact = x @ dequantize(quantize(weight.T, scheme), scheme).T + bias
     assert relative(got, exact) < 0.005, "what is left is the rounding of activations"
 
 
@@ -105,8 +101,7 @@ def test_a_tied_embedding_is_stored_once(bits, symmetric, block):
     ids = np.array([[0, 127, 5], [5, 64, 1]])
     looked_up, logits = run(model, {"ids": ids, "x": x})
     scheme = BlockScheme(bits, block, symmetric)
-    zeros = None if symmetric else zero_points(table, scheme)
-    stored = dequantize(quantize(table, scheme), scales(table, scheme), zeros, scheme)
+    stored = dequantize(quantize(table, scheme), scheme)
     np.testing.assert_allclose(looked_up, stored[ids], atol=1e-6)
     assert relative(logits, x @ stored.T) < 0.006
 
@@ -176,3 +171,17 @@ def test_a_tiny_decoder_keeps_its_distribution(tiny_export):
     p, q = (np.exp(z - z.max(-1, keepdims=True)) for z in (meant, got))
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
     assert float((p * np.log(p / q)).sum(-1).mean()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "order", [("q4", "scales", "zeros"), ("zeros", "scales", "q4"), ("scales", "q4", "q4")]
+)
+def test_parts_are_the_same_in_whatever_order_a_writer_asks(order):
+    weight, scheme = random(64, 96, seed=3), BlockScheme(4, 32, symmetric=False)
+    model = graph("g (float[n,64] x) => (float[n,96] y) { y = MatMul(x, w) }", w=weight)
+    apply(QuantizeWeights(bits=4, symmetric=False), model)
+    expected = quantize(weight.T, scheme)
+    names = {"q4": expected.packed, "scales": expected.scales, "zeros": expected.zeros}
+    for part in order:
+        got = model.graph.initializers[f"w.{part}"].const_value.numpy()
+        np.testing.assert_array_equal(got, names[part])
