@@ -65,8 +65,14 @@ class GgufBlocks:
         if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
             flat = rows.view("<f4" if kind is GGMLQuantizationType.F32 else "<f2").astype(np.float32)
         else:
-            flat = dequantize(np.asarray(rows), kind)
+            # gguf works through 16 rows at a time, whatever their length: long rows make fewer, larger steps.
+            flat = dequantize(np.asarray(rows).reshape(len(rows) // _merge(len(rows)), -1), kind)
         return np.asarray(flat, dtype=np.float32).reshape(self.tensor.shape)
+
+
+def _merge(rows: int) -> int:
+    """How many neighbouring rows to read as one: the largest power of two up to 16 that divides ``rows``."""
+    return next(count for count in (16, 8, 4, 2, 1) if rows % count == 0)
 
 
 def rotary_rows(rows: int, heads: int) -> NDArray[np.int64]:
