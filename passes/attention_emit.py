@@ -111,6 +111,23 @@ class Writer:
         self._connect(parts, node.outputs[0], name)
         return node
 
+    def standard(self, parts: Parts, bias: ir.Value | None) -> ir.Node:
+        """``Attention`` of opset 23 over heads [B, H, S, D]; a cache stays the Concat that it is."""
+        name, anchor, cache = self._name(parts, "Attention"), parts.core.anchor, parts.cache
+        inputs: list[ir.Value | None] = [self._heads(parts.query.rotated, anchor, name)]
+        inputs.append(cache.present_key if cache else self._heads(parts.key.rotated, anchor, name))
+        inputs.append(cache.present_value if cache else self._heads(parts.value, anchor, name))
+        inputs += [bias] if bias is not None else []
+        attributes: dict[str, int | float] = {"scale": parts.scale}
+        if parts.softcap:
+            attributes["softcap"] = parts.softcap
+        node = self._node(anchor, "", "Attention", inputs, attributes, name)
+        old, new = parts.core.output, node.outputs[0]
+        new.shape, new.type = old.shape, old.type or new.type
+        old.replace_all_uses_with(new)
+        self._return(old, new)
+        return node
+
     def _node(
         self,
         anchor: ir.Node,
@@ -153,6 +170,18 @@ class Writer:
         flat = self._node(anchor, "", "Reshape", [value, shape], {}, f"{stem}/Reshape").outputs[0]
         self._shared[key] = flat
         return flat
+
+    def _heads(self, source: HeadSource, anchor: ir.Node, name: str) -> ir.Value:
+        """``source`` as [B, n, L, D]."""
+        value, stem = source.value, f"{name}/{source.value.name}"
+        if source.layout is Layout.FLAT:
+            shape = self._constant("split_heads", np.array([0, 0, source.heads, source.head_size], np.int64))
+            value = self._node(anchor, "", "Reshape", [value, shape], {}, f"{stem}/Reshape").outputs[0]
+        if source.layout is not Layout.HEADS:
+            turn = self._node(anchor, "", "Transpose", [value], {}, f"{stem}/Transpose")
+            turn.attributes["perm"] = ir.AttrInt64s("perm", [0, 2, 1, 3])
+            value = turn.outputs[0]
+        return value
 
     def _connect(self, parts: Parts, fused: ir.Value, name: str) -> None:
         """Let the readers of the old result read ``fused`` [B, S, H*D]."""

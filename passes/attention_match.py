@@ -213,9 +213,9 @@ def _scores(softmax_input: ir.Value, probe: Probe) -> RawScores | None:
 
 
 def _added(ops: list[str], others: list[list[ir.Value]]) -> tuple[ir.Value, ...] | None:
-    """The other operands of the Adds right before the softmax, if only scaling precedes those."""
+    """The other operands of the Adds right before the softmax, if only scaling and capping precede."""
     count = next((index for index, op in enumerate(ops) if op != "Add"), len(ops))
-    if not set(ops[count:]) <= {"Mul", "Div", "Cast", "Identity"}:
+    if not set(ops[count:]) <= {"Mul", "Div", "Tanh", "Cast", "Identity"}:
         return None
     return tuple(item for items in others[:count] for item in items)
 

@@ -27,6 +27,7 @@ from onnxforge.passes.subgraph_probe import Bench, Probe, Sizes, Unprobeable
 
 GROUP_QUERY = "GroupQueryAttention"
 MULTI_HEAD = "MultiHeadAttention"
+STANDARD = "Attention"
 _LEAST_OPSET = 13
 """From here on ReduceSum and Squeeze take their axes as inputs, which is how they are written."""
 SHARED_CACHE = "onnxforge.shared_cache"
@@ -46,6 +47,9 @@ class FuseAttention(GraphPass):
 
         before  Attention(q, k, v, mask) or MatMul, Add(mask), Softmax, MatMul
         after   MultiHeadAttention(q, k, v, key_padding_mask)
+
+    With ``decoder=Attention`` or ``encoder=Attention`` the written-out forms become the standard operator of
+    opset 23, mask and cache as they are.
 
     A mask of an encoder that is more than padding (a window, relative positions) becomes ``attention_bias``.
 
@@ -68,12 +72,11 @@ class FuseAttention(GraphPass):
 
     def requires(self, model: ir.Model) -> None:
         """Refuse operators that this pass cannot write."""
-        for option, value, known in (
-            ("decoder", self.decoder, GROUP_QUERY),
-            ("encoder", self.encoder, MULTI_HEAD),
-        ):
-            if value not in (known, "none"):
-                raise PassRefused(f"fuse-attention: {option}={value!r} is not one of {known!r} and 'none'.")
+        options = (("decoder", self.decoder, GROUP_QUERY), ("encoder", self.encoder, MULTI_HEAD))
+        for option, value, contrib in options:
+            known = (contrib, STANDARD, "none")
+            if value not in known:
+                raise PassRefused(f"fuse-attention: {option}={value!r} is not one of {', '.join(known)}.")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Match everything first, while the graph stands still; then write."""
@@ -116,14 +119,14 @@ class _Plan:
     bias: _Bias | None = None
 
     def write(self, writer: Writer) -> None:
-        if self.op_type == GROUP_QUERY:
+        bias = None
+        if self.bias is not None:
+            bias = writer.bias(self.parts, self.bias.added, boolean=self.bias.boolean, shape=self.bias.shape)
+        if self.op_type == STANDARD:
+            writer.standard(self.parts, bias)
+        elif self.op_type == GROUP_QUERY:
             writer.group_query(self.parts, rotary=self.rotary, window=self.window, hidden=self.hidden)
         else:
-            bias = None
-            if self.bias is not None:
-                bias = writer.bias(
-                    self.parts, self.bias.added, boolean=self.bias.boolean, shape=self.bias.shape
-                )
             writer.multi_head(self.parts, hidden=self.hidden, causal=self.causal, bias=bias)
         notes.match(self.op_type, self.parts.core.where)
 
@@ -145,20 +148,28 @@ class _Survey:
         wanted = self._options.decoder if self._cached else self._options.encoder
         if wanted == "none":
             return
-        opset = self._graph.opset_imports.get("", _LEAST_OPSET)
-        if opset < _LEAST_OPSET:
-            notes.near_miss(wanted, self._graph.name, f"opset {opset}; at least {_LEAST_OPSET} is needed")
+        least = 23 if wanted == STANDARD else _LEAST_OPSET
+        opset = self._graph.opset_imports.get("", least)
+        if opset < least:
+            notes.near_miss(wanted, self._graph.name, f"opset {opset}; at least {least} is needed")
             return
         for node in candidates(self._graph):
             try:
                 core = describe(node, self._probes[0])
                 if core is None:
                     continue
-                parts = take_apart(core, self._probes, cached=self._cached)
-                meaning = self._mask(core)
-                yield self._group_query(parts, meaning) if self._cached else self._multi_head(parts, meaning)
+                if wanted == STANDARD and isinstance(core.scores, OperatorScores):
+                    continue
+                yield self._plan(take_apart(core, self._probes, cached=self._cached), wanted)
             except (NotAttention, Unprobeable) as reason:
                 notes.near_miss(wanted, node.name, str(reason))
+
+    def _plan(self, parts: Parts, wanted: str) -> _Plan:
+        if wanted == STANDARD:
+            bias = self._bias(parts.core, "the mask has no counterpart in the operator")
+            return _Plan(parts, STANDARD, Hidden.NOTHING, causal=False, bias=bias)
+        meaning = self._mask(parts.core)
+        return self._group_query(parts, meaning) if self._cached else self._multi_head(parts, meaning)
 
     def _mask(self, core: Core) -> MaskMeaning:
         scores = core.scores
@@ -226,28 +237,28 @@ class _Survey:
                 f"{query.heads} query heads over {key.heads} key heads: {MULTI_HEAD} wants as many"
             )
         if isinstance(meaning, Unknown) or (isinstance(meaning, Causal) and meaning.window is not None):
-            bias = self._bias(parts.core, meaning)
+            reason = (
+                meaning.reason if isinstance(meaning, Unknown) else f"there is no attribute for {meaning}"
+            )
+            bias = self._bias(parts.core, reason)
             return _Plan(parts, MULTI_HEAD, Hidden.NOTHING, causal=False, bias=bias)
         pads = isinstance(meaning, Padding) or (isinstance(meaning, Causal) and meaning.padding)
         hidden = Hidden.PADDING if pads else Hidden.NOTHING
         return _Plan(parts, MULTI_HEAD, hidden, causal=not isinstance(meaning, Padding | NoMask))
 
-    def _bias(self, core: Core, meaning: MaskMeaning) -> _Bias:
+    def _bias(self, core: Core, reason: str) -> _Bias | None:
         scores, probe = core.scores, self._probes[0]
         if isinstance(scores, RawScores):
             added = scores.added
         else:
-            added = None if scores.mask is None else (scores.mask,)
-        if not added:
-            reason = (
-                meaning.reason
-                if isinstance(meaning, Unknown)
-                else f"{MULTI_HEAD} has no such mask: {meaning}"
-            )
+            added = () if scores.mask is None else (scores.mask,)
+        if added is None:
             raise NotAttention(f"{reason}; and it is not simply added to the scores")
+        if not added:
+            return None
         shape = np.broadcast_shapes(*(probe.shape(item) for item in added))
-        boolean = added[0].dtype == ir.DataType.BOOL
-        return _Bias(added, boolean, shape)
+        dtype = added[0].dtype or ir.DataType.from_numpy(probe.value(added[0]).dtype)
+        return _Bias(added, dtype == ir.DataType.BOOL, shape)
 
 
 def _slots(probe: Probe, positions: ir.Value) -> bool:

@@ -51,7 +51,7 @@ class Conversation:
         return [logits[row, : len(said)] for row, said in enumerate(tokens)]
 
 
-def worst_decoder_difference(before: ir.Model, after: ir.Model, vocab: int) -> float:
+def worst_decoder_difference(before: ir.Model, after: ir.Model, vocab: int, *, ragged: bool = True) -> float:
     """The largest difference of logits, relative to the largest logit.
 
     ``after`` speaks in a batch padded on the right, and one row in blocks of several tokens; ``before``
@@ -64,7 +64,8 @@ def worst_decoder_difference(before: ir.Model, after: ir.Model, vocab: int) -> f
         return [rng.integers(3, vocab, length).tolist() for length in lengths]
 
     worst = 0.0
-    for script in ([(7,), (1,), (4,), (1,)], [(6, 4, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)]):
+    single, batch = [(7,), (1,), (4,), (1,)], [(6, 4, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)]
+    for script in (single, batch) if ragged else (single,):
         rows = len(script[0])
         together, alone = Conversation(after, rows), [Conversation(before, 1) for _ in range(rows)]
         for lengths in script:
