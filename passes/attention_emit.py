@@ -124,8 +124,8 @@ class Writer:
         node = self._node(anchor, "", "Attention", inputs, attributes, name)
         old, new = parts.core.output, node.outputs[0]
         new.shape, new.type = old.shape, old.type or new.type
-        old.replace_all_uses_with(new)
         self._return(old, new)
+        old.replace_all_uses_with(new)
         return node
 
     def _node(
@@ -194,8 +194,8 @@ class Writer:
             turn.attributes["perm"] = ir.AttrInt64s("perm", [0, 2, 1, 3])
             old, fused = parts.core.output, turn.outputs[0]
         fused.shape, fused.type = old.shape, old.type or fused.type
-        old.replace_all_uses_with(fused)
         self._return(old, fused)
+        old.replace_all_uses_with(fused)
 
     def _return(self, old: ir.Value, new: ir.Value) -> None:
         """If the graph returns ``old``, return ``new`` under its name; other readers of ``old`` keep it."""

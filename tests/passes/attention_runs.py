@@ -17,6 +17,24 @@ def session(model: ir.Model) -> ort.InferenceSession:
     )
 
 
+def fill(graph: ir.Graph, arrays: dict[str, np.ndarray]) -> None:
+    """Give the values that the text leaves open their arrays."""
+    made: dict[str, ir.Value] = {}
+    for node in graph:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.name in arrays and value.producer() is None:
+                if value.name not in made:
+                    tensor = ir.tensor(arrays[value.name], name=value.name)
+                    made[value.name] = ir.Value(
+                        name=value.name,
+                        shape=tensor.shape,
+                        type=ir.TensorType(tensor.dtype),
+                        const_value=tensor,
+                    )
+                    graph.register_initializer(made[value.name])
+                node.replace_input_with(index, made[value.name])
+
+
 class Conversation:
     """A decoder session with its cache: each call appends tokens to every row and gives their logits."""
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from attention_runs import Conversation
+from attention_runs import Conversation, fill
 
 from onnxforge.passes import notes
 from onnxforge.passes.pack_qkv import PackQkv
@@ -62,24 +62,6 @@ def attention(projections: str) -> ir.Model:
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.name = names.get(value.name, value.name)
     return model
-
-
-def fill(graph: ir.Graph, arrays: dict[str, np.ndarray]) -> None:
-    """Give the values that the text leaves open their arrays."""
-    made: dict[str, ir.Value] = {}
-    for node in graph:
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.name in arrays and value.producer() is None:
-                if value.name not in made:
-                    tensor = ir.tensor(arrays[value.name], name=value.name)
-                    made[value.name] = ir.Value(
-                        name=value.name,
-                        shape=tensor.shape,
-                        type=ir.TensorType(tensor.dtype),
-                        const_value=tensor,
-                    )
-                    graph.register_initializer(made[value.name])
-                node.replace_input_with(index, made[value.name])
 
 
 def packed(model: ir.Model) -> ir.Node:
