@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import typer
 
@@ -38,12 +39,21 @@ def main() -> None:
     app = _app("Compile transformer models to ONNX, prove the result, and run it.")
     for name, verb in _VERBS.items():
         app.command(name)(verb)
-    sys.exit(run_app(app, sys.argv[1:]))
+    _leave(run_app(app, sys.argv[1:]))
 
 
 def compile_main() -> None:
     """``compile MODEL ...``: the same as ``onnxforge compile``."""
-    sys.exit(run_verb("compile", sys.argv[1:]))
+    _leave(run_verb("compile", sys.argv[1:]))
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once. Everything is published and synced by now, and an interpreter that takes
+    torch's half a million objects apart first keeps the user waiting for two to three seconds more."""
+    with contextlib.suppress(BrokenPipeError):  # the reader may have left: ``onnxforge run ... | head``
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def run_verb(name: str, arguments: Sequence[str]) -> int:
