@@ -49,7 +49,12 @@ class PackQkv(GraphPass):
     it, and the weight is put in order. Weights are concatenated lazily, when the artifact is written.
     Attentions whose query or key pass through a norm first stay apart: the packed form has no room for it.
 
-    MultiHeadAttention of encoders stays as it is: ONNX Runtime's CPU kernel has no packed form.
+    Measured (ONNX Runtime 1.31, 2 threads of a busy machine, best of 7; projections and attention of one
+    layer, time packed over time apart, at 1, 8 and 512 tokens): 9 heads of 64 in a model 576 wide 1.02, 1.01,
+    0.93; 32 heads of 64 in one 2048 wide 0.88, 0.94, 0.84.
+
+    MultiHeadAttention of encoders stays as it is. ONNX Runtime's CPU kernel refuses the packed form; one
+    product and a Split took 1.29, 1.81, 0.97 times as long (384 wide) and 1.25, 0.97, 1.06 (768 wide).
     """
 
     summary: ClassVar[str] = "one matrix product for query, key and value"
