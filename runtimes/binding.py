@@ -27,8 +27,8 @@ class StepBinding:
         self._mask: Int64s | None = None
         self._on_host = graph.device == "cpu"
 
-    def run(self, tokens: Int64s, mask: Int64s, positions: Int64s, last_only: bool) -> Floats:
-        """One run over tokens [rows, n] with mask [rows, total] and positions [rows, n].
+    def run(self, tokens: Int64s, mask: Int64s, positions: Int64s | None, last_only: bool) -> Floats:
+        """One run over tokens [rows, n] with mask [rows, total] and positions [rows, n] (if it takes any).
 
         Returns logits [rows, n, vocabulary], or [rows, 1, vocabulary] with `last_only`. The next run of the
         same shape reuses the array.
@@ -36,11 +36,14 @@ class StepBinding:
         graph = self._graph
         if tokens.shape == self._tokens.shape and self._on_host:
             self._tokens[...] = tokens
-            self._positions[...] = positions
+            if positions is not None:
+                self._positions[...] = positions
         else:
-            self._tokens, self._positions = tokens.copy(), positions.copy()
+            self._tokens = tokens.copy()
             self._bind("input_ids", self._tokens)
-            self._bind("position_ids", self._positions)
+            if positions is not None:
+                self._positions = positions.copy()
+                self._bind("position_ids", self._positions)
         self._bind("attention_mask", mask)
         self._mask = mask  # the binding holds a bare address: keep the memory alive
         kept = 1 if last_only and graph.keeps_logits else tokens.shape[1]

@@ -45,6 +45,11 @@ class DecoderGraph:
     keeps_logits: bool
     """The graph can compute the logits of the last tokens only (`LOGITS_TO_KEEP`)."""
 
+    @property
+    def takes_positions(self) -> bool:
+        """The graph asks for position_ids; fused attention counts them itself."""
+        return "position_ids" in self.inputs
+
 
 def read_graph(
     session: onnxruntime.InferenceSession,

@@ -78,7 +78,9 @@ class PlainState:
             raise ContextOverflow(
                 f"{longest} tokens do not fit the model's context of {self._graph.context_length}."
             )
-        positions = np.maximum(mask.cumsum(axis=1)[:, -tokens.shape[1] :] - 1, 0)
+        positions = None
+        if self._graph.takes_positions:
+            positions = np.maximum(mask.cumsum(axis=1)[:, -tokens.shape[1] :] - 1, 0)
         io = self._binding.io
         for tensor, past in zip(self._graph.cache, self._past, strict=True):
             io.bind_ortvalue_input(tensor.past, past)

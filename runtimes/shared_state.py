@@ -92,14 +92,16 @@ class SharedState:
     def _run(self, binding: StepBinding, rows: slice, tokens: Int64s, last_only: bool) -> Floats:
         before = self._lengths[rows]
         after = before + tokens.shape[1]
-        positions = before[:, None] + np.arange(tokens.shape[1])
+        positions = before[:, None] + np.arange(tokens.shape[1]) if self._graph.takes_positions else None
         logits = binding.run(tokens, self._mask(after), positions, last_only)
         self._lengths[rows] = after
         return logits
 
     def _mask(self, lengths: Int64s) -> Int64s:
+        if len(lengths) == 1:
+            return self._ones[: lengths.item()].reshape(1, -1)
         total = int(lengths.max())
-        if len(lengths) == 1 or int(lengths.min()) == total:
+        if int(lengths.min()) == total:
             return self._ones[: len(lengths) * total].reshape(len(lengths), total)
         return (np.arange(total) < lengths[:, None]).astype(np.int64)
 
