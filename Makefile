@@ -33,8 +33,9 @@ types: venv
 imports: venv
 	$(BIN)/lint-imports --config pyproject.toml
 
+# Two workers, one thread each for torch: more would fight over a small machine's cores.
 unit: venv
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
 test: lint types imports unit
 

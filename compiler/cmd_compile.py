@@ -76,6 +76,7 @@ def compile_(
         raise typer.BadParameter("say where the artifact goes: -o DIR", param_hint="--output")
 
     from onnxforge.compiler.driver import compile_model
+    from onnxforge.compiler.headline import headline
     from onnxforge.compiler.progress import progress
     from onnxforge.compiler.request import CompileRequest
 
@@ -93,7 +94,7 @@ def compile_(
     signal.signal(signal.SIGTERM, _terminated)
     with progress() as watch:
         result = compile_model(request, progress=watch)
-    print(json.dumps(_plain(result)) if as_json else _sentence(result))
+    print(json.dumps(_plain(result)) if as_json else headline(result))
 
 
 def plan(
@@ -143,11 +144,3 @@ def _terminated(*_: object) -> None:
 
 def _plain(result: "CompileResult") -> dict[str, object]:
     return {**dataclasses.asdict(result), "output": str(result.output)}
-
-
-def _sentence(result: "CompileResult") -> str:
-    proof = ", ".join(f"{key} {value}" for key, value in result.summary.items() if key != "content_digest")
-    return (
-        f"{result.output}: {result.task} for {result.target}, {result.size / 1e6:.1f} MB in "
-        f"{result.seconds:.1f} s, content {result.content_digest[:12]} ({proof})"
-    )

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from onnxforge.compiler.errors import CompileError
 from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.passes.base import PassRefused
-from onnxforge.runtimes.errors import (
-    ArtifactError,
-    ContextOverflow,
-    GenerationCancelled,
-    NumericalError,
-    RequestError,
-)
+from onnxforge.runtimes.errors import ArtifactError, ContextOverflow, NumericalError, RequestError
 
 _REFUSED = (SourceError, UnsupportedModel, PassRefused, ArtifactError, ContextOverflow, RequestError)
 
@@ -26,15 +20,13 @@ class Failure:
 
 
 def explain(error: Exception) -> Failure:
-    """How to tell of ``error``: 2 for input that was refused, 3 for a missed budget, 130 for an interrupted
-    request, 1 for what should not happen."""
+    """How to tell of ``error``: 2 for input that was refused, 3 for a missed budget, 1 for what should
+    not happen."""
     kind, message = type(error).__name__, one_paragraph(str(error))
     if isinstance(error, CompileError):
         return Failure(kind, message, error.exit_code)
     if isinstance(error, _REFUSED):
         return Failure(kind, message, 2)
-    if isinstance(error, GenerationCancelled):
-        return Failure(kind, message, 130)
     if isinstance(error, NumericalError):
         return Failure(kind, message, 1)
     if isinstance(error, MemoryError):

@@ -13,9 +13,5 @@ class NumericalError(Exception):
     """The model produced NaN logits."""
 
 
-class GenerationCancelled(Exception):
-    """The caller cancelled the request, or its deadline passed."""
-
-
 class RequestError(Exception):
     """The request cannot be served as written: bad option, empty prompt, wrong kind of model."""

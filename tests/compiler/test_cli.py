@@ -17,7 +17,6 @@ from onnxforge.passes.base import PassRefused
 from onnxforge.runtimes.errors import (
     ArtifactError,
     ContextOverflow,
-    GenerationCancelled,
     NumericalError,
     RequestError,
 )
@@ -108,7 +107,6 @@ def test_debug_raises():
         (ContextOverflow("x"), 2),
         (RequestError("x"), 2),
         (BudgetMissed("x"), 3),
-        (GenerationCancelled("x"), 130),
         (PassFailed("x"), 1),
         (NumericalError("x"), 1),
         (MemoryError(), 1),
