@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from onnxforge.compiler.eval_text import EvaluationError
+from onnxforge.compiler.graph_feeds import whole_sequence_feeds
 from onnxforge.runtimes.artifact import read_manifest
 from onnxforge.runtimes.session import open_session
 
@@ -78,19 +79,4 @@ class GraphSession:
 
     def feeds(self, ids: np.ndarray, mask: np.ndarray) -> Mapping[str, np.ndarray]:
         """Every input by name: ids, mask, positions, zero token types, and an empty cache."""
-        known = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
-            "token_type_ids": np.zeros_like(ids),
-        }
-        feeds = {name: value for name, value in known.items() if name in self._inputs}
-        for name, spec in self._inputs.items():
-            if name in feeds:
-                continue
-            if not name.startswith("past_key_values."):
-                raise EvaluationError(f"{self.folder}: the graph wants {name!r}, which a proof cannot feed.")
-            _, heads, _, width = spec.shape
-            dtype = np.float16 if spec.type == "tensor(float16)" else np.float32
-            feeds[name] = np.zeros((ids.shape[0], heads, 0, width), dtype)
-        return feeds
+        return whole_sequence_feeds(self._session.get_inputs(), ids, mask, str(self.folder))
