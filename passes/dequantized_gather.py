@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxforge.passes import notes
-from onnxforge.passes.block_quantization import BlockScheme
+from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import add_array
 from onnxforge.passes.matching import insert_after, rank, redirect, remove_dead
 from onnxforge.passes.quantized_table import QuantizedTable

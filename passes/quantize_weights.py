@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
-from onnxforge.passes.block_quantization import BlockScheme
+from onnxforge.passes.block_grids import GRIDS
+from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import constant
 from onnxforge.passes.dequantized_gather import dequantized_gather
 from onnxforge.passes.matching import (
@@ -30,7 +31,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 @dataclass(frozen=True)
 class QuantizeWeights(GraphPass):
-    """Replace large float weights by blockwise integers, by round to nearest.
+    """Replace large float weights by blockwise integers.
 
     ::
 
@@ -54,6 +55,8 @@ class QuantizeWeights(GraphPass):
     accuracy_level: int = 4
     symmetric: bool = True
     """One zero point for all blocks (the middle code); otherwise each block has its own."""
+    method: str = "rtn"
+    """How the grid of a block is found: ``rtn``, ``mse`` or ``hqq`` (:mod:`onnxforge.passes.block_grids`)."""
     min_elements: int = 4096
     """Smaller matrices stay float: they cost nothing and are often classifiers, which need the precision."""
     min_embedding: int = 2**20
@@ -65,12 +68,14 @@ class QuantizeWeights(GraphPass):
         """Refuse options that MatMulNBits has no kernel for.
 
         Raises:
-            PassRefused: ``bits``, ``block_size`` or ``skip`` is not usable.
+            PassRefused: ``bits``, ``block_size``, ``method`` or ``skip`` is not usable.
         """
         if self.bits not in (4, 8):
             raise PassRefused(f"{self.text()}: bits is {self.bits}; MatMulNBits is used with 4 or 8")
         if self.block_size not in (16, 32, 64, 128, 256):
             raise PassRefused(f"{self.text()}: block_size is {self.block_size}; use 16, 32, 64, 128 or 256")
+        if self.method not in GRIDS:
+            raise PassRefused(f"{self.text()}: method is {self.method!r}; use one of {', '.join(GRIDS)}")
         try:
             re.compile(self.skip)
         except re.error as problem:
@@ -91,7 +96,7 @@ class QuantizeWeights(GraphPass):
         return ir.passes.PassResult(model, modified=changed)
 
     def _scheme(self) -> BlockScheme:
-        return BlockScheme(self.bits, self.block_size, self.symmetric)
+        return BlockScheme(self.bits, self.block_size, self.symmetric, self.method)
 
     def _objection(self, weight: MatrixWeight, node: ir.Node, least: int) -> str | None:
         """Why ``weight`` stays float, or None."""

@@ -8,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxforge.passes.block_quantization import BlockScheme, quantize
+from onnxforge.passes.block_quantization import quantize
+from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import add_initializer, extents
 from onnxforge.passes.lazy import lazy_tensor
 

@@ -8,7 +8,8 @@ from legacy_exports import decoder_feeds
 from small_graphs import apply, declined, graph, ops, random, run, untouchable, worst
 
 from onnxforge.passes.base import PassRefused
-from onnxforge.passes.block_quantization import BlockScheme, dequantize, quantize
+from onnxforge.passes.block_quantization import dequantize, quantize
+from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.canonicalize import Canonicalize
 from onnxforge.passes.quantize_weights import QuantizeWeights
 
@@ -141,7 +142,12 @@ def test_names_can_be_skipped():
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"bits": 3}, "bits is 3"), ({"block_size": 48}, "block_size is 48"), ({"skip": "("}, "regular")],
+    [
+        ({"bits": 3}, "bits is 3"),
+        ({"block_size": 48}, "block_size is 48"),
+        ({"skip": "("}, "regular"),
+        ({"method": "best"}, "rtn, mse, hqq"),
+    ],
 )
 def test_options_without_a_kernel_are_refused(options, word):
     model = graph("g (float[n,64] x) => (float[n,96] y) { y = MatMul(x, w) }", w=random(64, 96))
@@ -158,6 +164,18 @@ def test_two_readers_of_one_weight_share_the_packed_one():
     apply(QuantizeWeights(), after)
     assert sorted(after.graph.initializers) == ["w.q8", "w.scales"]
     assert worst(before, after, {"x": random(3, 64, seed=1)}) < 0.02
+
+
+@pytest.mark.parametrize("method", ["mse", "hqq"])
+def test_a_method_is_closer_to_the_source_than_rounding(method):
+    before = graph("g (float[n,256] x) => (float[n,96] y) { y = MatMul(x, w) }", w=random(256, 96, scale=0.1))
+    errors = {}
+    for name in ("rtn", method):
+        after = before.clone()
+        apply(QuantizeWeights(bits=4, block_size=64, accuracy_level=0, method=name), after)
+        (meant,), (got,) = (run(model, {"x": random(64, 256, seed=1)}) for model in (before, after))
+        errors[name] = relative(got, meant)
+    assert errors[method] < 0.97 * errors["rtn"]
 
 
 def test_a_tiny_decoder_keeps_its_distribution(tiny_export):
