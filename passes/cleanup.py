@@ -33,15 +33,27 @@ class Cleanup(GraphPass):
             common.RemoveUnusedNodesPass(),
             common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
-            common.NameFixPass(),
         ):
             changed |= bool(tidy(model).modified)
+        changed |= _fix_names(model)
         changed |= _drop_notes(model.graph)
         changed |= _name_nodes(model.graph)
         changed |= _sort(model.graph)
         if model.ir_version != IR_VERSION:
             model.ir_version, changed = IR_VERSION, True
         return ir.passes.PassResult(model, modified=changed)
+
+
+def _fix_names(model: ir.Model) -> bool:
+    """Unique names. An output without a name is one that its node leaves out, and stays so."""
+    outputs = [output for node in model.graph.all_nodes() for output in node.outputs]
+    left_out = [output for output in outputs if output.name == ""]
+    for index, output in enumerate(left_out):  # names that nobody has, so that the fix keeps its hands off
+        output.name = f"left-out {index}"
+    changed = bool(common.NameFixPass()(model).modified)
+    for output in left_out:
+        output.name = ""
+    return changed
 
 
 def _drop_notes(graph: ir.Graph) -> bool:

@@ -13,6 +13,7 @@ NAMES: tuple[str, ...] = (
     "fuse-activation",
     "fuse-skip-norm",
     "quantize-weights",
+    "convert-float16",
     "limit-logits",
     "cleanup",
 )
