@@ -15,6 +15,7 @@ import onnx_ir as ir
 _ROW_LOOKUPS = {
     ("Gather", 0),
     ("GatherBlockQuantized", 0),
+    ("GatherBlockQuantized", 2),
     ("GroupQueryAttention", 7),
     ("GroupQueryAttention", 8),
 }
@@ -34,7 +35,7 @@ _QUANTIZATION_INPUTS = {  # scales and zero points: bytes to read, but no parame
     "MatMulIntegerToFloat": (2, 3, 4, 5),
     "GroupQueryAttention": (7, 8),
 }
-_VIEWS = ("DequantizeLinear", "Transpose", "Cast", "Identity", "Reshape")
+_VIEWS = ("DequantizeLinear", "Transpose", "Cast", "Identity", "Reshape", "Unsqueeze")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ NAMES: tuple[str, ...] = (
     "fuse-activation",
     "fuse-skip-norm",
     "quantize-weights",
+    "separate-bias",
+    "fuse-quantized-gather",
     "convert-float16",
     "limit-logits",
     "cleanup",
