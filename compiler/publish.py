@@ -24,8 +24,10 @@ from pathlib import Path
 
 from onnxforge.compiler.errors import PublishRefused
 from onnxforge.compiler.failpoints import failpoint
+from onnxforge.runtimes.artifact import MANIFEST, read_manifest
+from onnxforge.runtimes.errors import ArtifactError
 
-MANIFEST = "artifact.json"
+_SHOWN = 5
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -89,10 +91,25 @@ def _refuse_foreign(output: Path) -> None:
         return
     if not output.is_dir():
         raise PublishRefused(f"{output} is a file. An artifact is a folder: choose another name with `-o`.")
-    if any(output.iterdir()) and not (output / MANIFEST).is_file():
+    present = {
+        p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_symlink() or not p.is_dir()
+    }
+    if not present:
+        return
+    try:
+        listed = {MANIFEST, *(record.path for record in read_manifest(output).files)}
+    except ArtifactError as error:
         raise PublishRefused(
-            f"{output} exists and is not an artifact (it has no {MANIFEST}), so it will not be replaced. "
+            f"{output} exists and is not an artifact, so it will not be replaced: {error} "
             "Choose another folder with `-o`, or empty this one."
+        ) from error
+    if strangers := sorted(present - listed):
+        shown = ", ".join(strangers[:_SHOWN]) + (
+            f" and {len(strangers) - _SHOWN} more" * (len(strangers) > _SHOWN)
+        )
+        raise PublishRefused(
+            f"{output} is an artifact with files that no compile wrote: {shown}. Replacing it would delete "
+            "them. Move them elsewhere, or choose another folder with `-o`."
         )
 
 

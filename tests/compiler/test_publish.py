@@ -9,12 +9,29 @@ import pytest
 
 from onnxforge.compiler import publish
 from onnxforge.compiler.errors import PublishRefused
+from onnxforge.runtimes.artifact import FileRecord, Manifest, write_manifest
+
+
+def manifest(*files: str) -> Manifest:
+    return Manifest(
+        name="a",
+        task="feature-extraction",
+        model_type="bert",
+        target="cpu-fp32",
+        pipeline=(),
+        graph=files[0],
+        provider="CPUExecutionProvider",
+        session={},
+        context_length=8,
+        shared_cache=False,
+        files=tuple(FileRecord(name, 1, "0" * 64) for name in files),
+    )
 
 
 def artifact(folder: Path, content: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "artifact.json").write_text("{}")
     (folder / "data").write_text(content)
+    write_manifest(folder, manifest("data"))
 
 
 def write(output: Path, content: str) -> None:
@@ -66,6 +83,31 @@ def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path):
         with pytest.raises(PublishRefused, match=says):
             write(tmp_path / name, "new")
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years"
+
+
+def test_another_tools_manifest_is_no_artifact(tmp_path: Path):
+    (tmp_path / "site" / "src").mkdir(parents=True)
+    (tmp_path / "site" / "artifact.json").write_text('{"name": "my-web-project"}')
+    (tmp_path / "site" / "src" / "thesis.txt").write_text("years")
+    with pytest.raises(PublishRefused, match="not an artifact"):
+        write(tmp_path / "site", "new")
+    assert (tmp_path / "site" / "src" / "thesis.txt").read_text() == "years"
+
+
+def test_what_somebody_put_into_an_artifact_is_not_deleted(tmp_path: Path):
+    write(tmp_path / "a", "old")
+    (tmp_path / "a" / "notes").mkdir()
+    (tmp_path / "a" / "notes" / "thesis.txt").write_text("years")
+    with pytest.raises(PublishRefused, match=r"no compile wrote: notes/thesis\.txt"):
+        write(tmp_path / "a", "new")
+    assert (tmp_path / "a" / "data").read_text() == "old"
+
+
+def test_a_damaged_artifact_may_be_replaced(tmp_path: Path):
+    write(tmp_path / "a", "old")
+    (tmp_path / "a" / "data").unlink()
+    write(tmp_path / "a", "new")
+    assert (tmp_path / "a" / "data").read_text() == "new"
 
 
 def test_what_appeared_while_we_compiled_is_not_replaced(tmp_path: Path):
