@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxforge.compiler import pipeline, publish
+from onnxforge.compiler.calibration_data import attach
 from onnxforge.compiler.expectations import check_expectations
 from onnxforge.compiler.failpoints import failpoint
 from onnxforge.compiler.graph_facts import graph_facts
@@ -44,6 +45,7 @@ def build(
     """Run ``target``'s passes on a copy of ``exported`` and write an unproven artifact into ``folder``."""
     watch = progress or Silent()
     model = exported.clone()
+    attach(model, source)
     before = graph_stats(model).weight_bytes
     ledger = _run(model, target, before, watch)
     facts = graph_facts(model)

@@ -13,7 +13,7 @@ from typing import Union
 
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.nearest import nearest
-from onnxforge.passes import registry
+from onnxforge.compiler.steps import step_class, step_names
 from onnxforge.passes.base import GraphPass
 
 Option = bool | int | float | str | None
@@ -71,8 +71,8 @@ def _must_be_known(name: str, known: Sequence[str], what: str, where: str) -> No
 
 
 def _class_of(name: str) -> type[GraphPass]:
-    _must_be_known(name, registry.NAMES, "pass", "")
-    return registry.pass_class(name)
+    _must_be_known(name, step_names(), "pass", "")
+    return step_class(name)
 
 
 def _with_option(graph_pass: GraphPass, option: str, value: str) -> GraphPass:

@@ -12,6 +12,8 @@ NAMES: tuple[str, ...] = (
     "pack-qkv",
     "fuse-activation",
     "fuse-skip-norm",
+    "fold-scales",
+    "insert-qdq",
     "quantize-weights",
     "separate-bias",
     "fuse-quantized-gather",

@@ -1,0 +1,27 @@
+"""Every step that a target may name: the passes, and what only the conductor can do (it runs the graph)."""
+
+import importlib
+from collections.abc import Mapping
+
+from onnxforge.passes import registry
+from onnxforge.passes.base import GraphPass
+
+_OWN: Mapping[str, tuple[str, str]] = {"calibrate": ("onnxforge.compiler.calibrate", "Calibrate")}
+
+
+def step_names() -> tuple[str, ...]:
+    """Kebab-case names, passes first."""
+    return (*registry.NAMES, *_OWN)
+
+
+def step_class(name: str) -> type[GraphPass]:
+    """The class behind ``name``; its module loads only now.
+
+    Raises:
+        KeyError: no step has this name.
+    """
+    if name not in _OWN:
+        return registry.pass_class(name)
+    module, cls = _OWN[name]
+    found: type[GraphPass] = getattr(importlib.import_module(module), cls)
+    return found
