@@ -151,7 +151,7 @@ def _particulars(header: Header, config: Mapping[str, Json]) -> dict[str, Json]:
     wide = header.whole("embedding_length") // heads
     head_dim = config["head_dim"]
     match header.name:
-        case "llama":
+        case "llama" | "smollm3":
             return {
                 "attention_bias": header.has("blk.0.attn_q.bias"),
                 "mlp_bias": header.has("blk.0.ffn_gate.bias"),
@@ -159,6 +159,7 @@ def _particulars(header: Header, config: Mapping[str, Json]) -> dict[str, Json]:
         case "granite":
             return {
                 "attention_bias": header.has("blk.0.attn_q.bias"),
+                "mlp_bias": header.has("blk.0.ffn_gate.bias"),
                 **_present(
                     embedding_multiplier=header.real("embedding_scale"),
                     residual_multiplier=header.real("residual_scale"),

@@ -15,6 +15,8 @@ from onnxforge.models.gguf_file import GgufFile, GgufTensor
 
 READABLE: Final = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """ggml types that are dequantised."""
+_UNBLOCKED: Final = ("F32", "F16", "BF16")
+"""Those of them whose elements stand alone, so that single ones can move."""
 BLOCKS_META: Final = "gguf_blocks"
 """Key of ``tensor.meta`` that holds the :class:`GgufBlocks` behind a weight."""
 
@@ -38,13 +40,19 @@ class GgufBlocks:
 
         return str(GGMLQuantizationType(self.tensor.ggml_type).name)
 
+    @property
+    def is_turned_vector(self) -> bool:
+        """Whether this is the bias of a projection with interleaved rows: its elements move, one by one."""
+        return self.heads is not None and len(self.tensor.shape) == 1
+
     def rows(self) -> NDArray[np.uint8]:
-        """uint8 ``[rows, bytes per row]``, mapped from the file.
+        """uint8 ``[rows, bytes per row]``, mapped from the file. Where a bias moves, each element is a row.
 
         Raises:
             SourceError: the file has become shorter since its header was read.
         """
-        count = int(np.prod(self.tensor.shape[:-1], dtype=np.int64))
+        counted = self.tensor.shape if self.is_turned_vector else self.tensor.shape[:-1]
+        count = int(np.prod(counted, dtype=np.int64))
         try:
             stored = np.memmap(self.path, np.uint8, "r", self.tensor.offset, (self.tensor.size,))
         except (OSError, ValueError) as error:
@@ -109,6 +117,8 @@ def bind_weights(
             problems.append(f"tensor {tensor.name!r} is stored as {blocks.type_name}")
         elif layout is Layout.ROTARY and tensor.shape[0] % (2 * count):
             problems.append(f"tensor {tensor.name!r} has {tensor.shape[0]} rows for {count} heads")
+        elif blocks.is_turned_vector and blocks.type_name not in _UNBLOCKED:
+            problems.append(f"tensor {tensor.name!r} is a bias in blocks of {blocks.type_name}")
         else:
             weights[name] = _lazy(name, blocks, layout)
     if problems:

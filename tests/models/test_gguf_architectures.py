@@ -87,10 +87,10 @@ def byte_tokens() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
 
 
-def build(name: str) -> torch.nn.Module:
+def build(name: str, **extra: bool) -> torch.nn.Module:
     """The seeded Hugging Face model of a case."""
     case, architecture = CASES[name], ARCHITECTURES[name]
-    values = {key: value for key, value in _COMMON.items() if key not in case.drop} | case.config
+    values = {key: value for key, value in _COMMON.items() if key not in case.drop} | case.config | extra
     config = transformers.AutoConfig.for_model(architecture.model_type, **values)
     torch.manual_seed(7)
     model = getattr(transformers, architecture.causal_class)(config).eval()
@@ -190,12 +190,10 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(ids).logits
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_a_model_read_from_gguf_gives_the_logits_of_the_original(name, tmp_path):
-    original = build(name)
-    write(tmp_path / "model.gguf", name, original)
-    source = open_model(str(tmp_path / "model.gguf"))
-
+def assert_read_back(folder: Path, name: str, original: torch.nn.Module) -> None:
+    """Write ``original`` as GGUF; what the file's config and weights make must give its logits."""
+    write(folder / "model.gguf", name, original)
+    source = open_model(str(folder / "model.gguf"))
     assert source.kind is SourceKind.GGUF
     assert source.config["architectures"] == [ARCHITECTURES[name].causal_class]
     config = transformers.AutoConfig.for_model(**{"model_type": source.config["model_type"], **source.config})
@@ -207,6 +205,17 @@ def test_a_model_read_from_gguf_gives_the_logits_of_the_original(name, tmp_path)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if config.tie_word_embeddings else set())
     torch.testing.assert_close(logits(rebuilt), logits(original), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_a_model_read_from_gguf_gives_the_logits_of_the_original(name, tmp_path):
+    assert_read_back(tmp_path, name, build(name))
+
+
+@pytest.mark.parametrize("name", ["granite", "llama", "qwen3", "smollm3"])
+def test_the_biases_of_a_projection_move_with_its_rows(name, tmp_path):
+    extra = {} if name == "qwen3" else {"mlp_bias": True}
+    assert_read_back(tmp_path, name, build(name, attention_bias=True, **extra))
 
 
 def test_quantized_blocks_stay_reachable_in_the_order_of_the_parameter(tmp_path):
