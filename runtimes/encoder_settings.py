@@ -10,6 +10,7 @@ from onnxforge.runtimes.errors import ArtifactError
 from onnxforge.runtimes.strict_json import read_json_list, read_optional_json
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
+Activation = Literal["none", "sigmoid", "softmax"]
 
 _FLAGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
@@ -18,6 +19,9 @@ _FLAGS: dict[str, Pooling] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _NAMES: dict[object, Pooling] = {name: name for name in _FLAGS.values()}
+_ACTIVATIONS: dict[str, Activation] = {"none": "none", "sigmoid": "sigmoid", "softmax": "softmax"}
+_DEFAULT_LABELS = 2
+"""What a config.json without labels means: transformers leaves id2label out for two."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class EncoderSettings:
     lower_case: bool
     labels: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
-    multi_label: bool
-    """Classes do not exclude one another: each has its own sigmoid."""
+    activation: Activation
+    """What makes a classifier's logits scores: nothing for a regression."""
 
 
 def read_encoder_settings(folder: Path, manifest: Manifest, config: Mapping[str, object]) -> EncoderSettings:
@@ -57,7 +61,7 @@ def read_encoder_settings(folder: Path, manifest: Manifest, config: Mapping[str,
         normalize=any("Normalize" in kind for kind in _modules(folder / "modules.json")),
         lower_case=sentence.get("do_lower_case") is True,
         labels=labels,
-        multi_label=config.get("problem_type") == "multi_label_classification" or len(labels) == 1,
+        activation=_activation(config),
     )
 
 
@@ -80,6 +84,22 @@ def _pooling(path: Path) -> Pooling:
 def _modules(path: Path) -> list[str]:
     items = read_json_list(path) if path.exists() else []
     return [str(item.get("type")) for item in items if isinstance(item, dict)]
+
+
+def _activation(config: Mapping[str, object]) -> Activation:
+    """The tests of transformers' text-classification pipeline, in its order."""
+    kind, named, count = config.get("problem_type"), config.get("id2label"), config.get("num_labels")
+    if isinstance(named, dict):
+        count = len(named)
+    elif not isinstance(count, int):
+        count = _DEFAULT_LABELS
+    if kind == "regression":
+        return "none"
+    if kind == "multi_label_classification" or count == 1:
+        return "sigmoid"
+    if kind == "single_label_classification" or count > 1:
+        return "softmax"
+    return _ACTIVATIONS.get(str(config.get("function_to_apply")), "none")
 
 
 def _labels(config: Mapping[str, object]) -> tuple[str, ...]:

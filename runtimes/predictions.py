@@ -15,7 +15,10 @@ _TOP_WORDS = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label or word with its probability; `start` and `end` bound the characters it speaks of."""
+    """A label or word with its probability; `start` and `end` bound the characters it speaks of.
+
+    The score of a regression is its number as it is.
+    """
 
     label: str
     score: float
@@ -24,8 +27,8 @@ class Prediction:
 
 
 def classes(logits: Floats, text: str, settings: EncoderSettings) -> tuple[Prediction, ...]:
-    """Every label with its probability, likeliest first; logits float32 [labels]."""
-    scores = 1 / (1 + np.exp(-logits)) if settings.multi_label else _softmax(logits)
+    """Every label with its score, highest first; logits float32 [labels]."""
+    scores = _activated(logits, settings)
     order = np.argsort(-scores, kind="stable")
     return tuple(Prediction(_name(settings, int(i)), float(scores[i]), 0, len(text)) for i in order)
 
@@ -61,6 +64,16 @@ def masked_words(encoding: Encoding, logits: Floats, tokenizer: TextTokenizer) -
             word = tokenizer.decode([int(token)]).strip()
             found.append(Prediction(word, float(scores[token]), *encoding.offsets[place]))
     return tuple(found)
+
+
+def _activated(logits: Floats, settings: EncoderSettings) -> Floats:
+    match settings.activation:
+        case "none":
+            return logits
+        case "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+        case "softmax":
+            return _softmax(logits)
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -1,4 +1,6 @@
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -6,7 +8,9 @@ import pytest
 from tiny_artifacts import HIDDEN, SHARED, write_decoder, write_encoder
 
 from onnxforge.runtimes import ArtifactError, Encoder, RequestError, load
+from onnxforge.runtimes.encoder_settings import read_encoder_settings
 from onnxforge.runtimes.pooling import normalized, pool
+from onnxforge.runtimes.predictions import classes
 
 TEXTS = ["the hand", "a", "over and over the same words again", "日本語 and 🙂", "the hand", "x"]
 
@@ -105,6 +109,60 @@ def test_classes_that_do_not_exclude_one_another_have_their_own_sigmoid(tmp_path
         np.testing.assert_allclose([scores[name] for name in "abc"], expected, rtol=1e-6)
 
 
+REGRESSION = {"problem_type": "regression"}
+MULTI = {"problem_type": "multi_label_classification"}
+SINGLE = {"problem_type": "single_label_classification"}
+ONE, THREE = {"id2label": {"0": "a"}}, {"id2label": {"0": "a", "1": "b", "2": "c"}}
+
+
+def settings_of(config):
+    return read_encoder_settings(Path("nowhere"), SimpleNamespace(context_length=8), config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        REGRESSION | ONE,
+        REGRESSION | THREE,
+        MULTI | THREE,
+        MULTI | ONE,
+        SINGLE | THREE,
+        ONE,
+        THREE,
+        {},
+        {"num_labels": 1},
+        {"num_labels": 3},
+    ],
+    ids=str,
+)
+def test_scores_are_those_of_transformers_pipeline(config):
+    import torch
+    from transformers import BertConfig
+    from transformers.pipelines import TextClassificationPipeline
+
+    held = BertConfig(**config)
+    logits = np.array([1.5, -0.25, 3.0], np.float32)[: held.num_labels]
+    pipeline = SimpleNamespace(model=SimpleNamespace(config=held))
+    output = {"logits": torch.from_numpy(logits)[None]}
+    theirs = TextClassificationPipeline.postprocess(pipeline, output, top_k=None, _legacy=False)
+    ours = classes(logits, "text", settings_of(config))
+    assert [p.label for p in ours] == [found["label"] for found in theirs]
+    np.testing.assert_allclose([p.score for p in ours], [found["score"] for found in theirs], rtol=1e-6)
+
+
+def test_without_labels_the_config_names_the_activation():
+    unlabelled = {"id2label": {}}
+    assert settings_of(unlabelled).activation == "none"
+    assert settings_of(unlabelled | {"function_to_apply": "sigmoid"}).activation == "sigmoid"
+
+
+def test_a_regression_head_answers_its_number(tmp_path):
+    config = {"id2label": {"0": "a", "1": "b", "2": "c"}, "problem_type": "regression"}
+    with load(write_encoder(tmp_path / "a", "text-classification", {"config.json": config})) as model:
+        scores = {p.label: p.score for p in model.predict(["the hand"])[0]}
+        np.testing.assert_array_equal([scores[name] for name in "abc"], model.logits(["the hand"])[0])
+
+
 def test_token_classification_labels_each_token_of_the_text(tmp_path):
     with load(write_encoder(tmp_path / "a", "token-classification")) as model:
         for text, rows, predictions in zip(TEXTS, model.logits(TEXTS), model.predict(TEXTS), strict=True):
@@ -148,6 +206,28 @@ def test_the_wrong_question_is_refused_with_the_right_one(tmp_path):
             model.encode(["a"])
         with pytest.raises(RequestError, match="list of texts"):
             model.predict("a")
+
+
+def test_texts_may_come_from_anything_that_yields_them(tmp_path):
+    with load(write_encoder(tmp_path / "a")) as model:
+        listed = model.encode(TEXTS)
+        for texts in ((text for text in TEXTS), iter(TEXTS), tuple(TEXTS), np.array(TEXTS)):
+            np.testing.assert_array_equal(model.encode(texts), listed)
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (None, "not NoneType"),
+        (5, "not int"),
+        (b"bytes", "not bytes"),
+        (["a", None], "item 1 is a NoneType"),
+        (["a", "b\ud800c"], "U\\+D800 at character 1"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(tmp_path, texts, says):
+    with load(write_encoder(tmp_path / "a")) as model, pytest.raises(RequestError, match=says):
+        model.encode(texts)
 
 
 def test_unknown_pooling_and_broken_labels_are_refused(tmp_path):
