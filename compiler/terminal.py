@@ -2,6 +2,8 @@
 
 import sys
 
+from onnxforge.compiler.errors import RequestRefused
+
 _KEPT = "\n\t"
 
 
@@ -12,5 +14,17 @@ def show(piece: str) -> None:
 
 
 def piped_text() -> str:
-    """What was piped in, or nothing when stdin is a terminal."""
-    return "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    """What was piped in, or nothing when stdin is a terminal.
+
+    Raises:
+        RequestRefused: it is not text.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02X} at position {error.start}"
+        raise RequestRefused(
+            f"stdin is not valid {error.encoding.upper()}: {found}. Convert it first."
+        ) from error

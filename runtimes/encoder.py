@@ -1,6 +1,6 @@
 """A loaded encoder: embeddings, class and token labels, masked words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,7 +49,7 @@ class Encoder:
         self._width = width if isinstance(width, int) else 0
 
     def encode(
-        self, texts: str | Sequence[str], *, normalize_embeddings: bool = False, batch_size: int = 32
+        self, texts: str | Iterable[str], *, normalize_embeddings: bool = False, batch_size: int = 32
     ) -> Floats:
         """Embeddings float32 [batch, dim], or [dim] for a single text.
 
@@ -72,11 +72,11 @@ class Encoder:
             found = normalized(found)
         return found[0] if single else found
 
-    def logits(self, texts: Sequence[str], *, batch_size: int = 32) -> list[Floats]:
+    def logits(self, texts: Iterable[str], *, batch_size: int = 32) -> list[Floats]:
         """Raw scores of each text: float32 [labels], or [tokens, labels or vocabulary] for token tasks."""
         return self._scores(self._tokens(self._checked(texts, batch_size)), batch_size)
 
-    def predict(self, texts: Sequence[str], *, batch_size: int = 32) -> list[tuple[Prediction, ...]]:
+    def predict(self, texts: Iterable[str], *, batch_size: int = 32) -> list[tuple[Prediction, ...]]:
         """What the model's task asks for, for each text.
 
         ``text-classification``: every label, likeliest first. ``token-classification``: the likeliest label
@@ -108,12 +108,16 @@ class Encoder:
     ) -> None:
         self.close()
 
-    def _checked(self, texts: Sequence[str], batch_size: int) -> list[str]:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise RequestError("Pass a list of texts.")
+    def _checked(self, texts: Iterable[str], batch_size: int) -> list[str]:
+        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+            raise RequestError(f"Pass a list of texts, not {type(texts).__name__}.")
+        items = list(texts)  # once: a generator can be read only once
+        for place, item in enumerate(items):
+            if not isinstance(item, str):
+                raise RequestError(f"Pass a list of texts: item {place} is a {type(item).__name__}.")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise RequestError(f"batch_size is {batch_size!r}; pass 1 or more.")
-        return list(texts)
+        return items
 
     def _tokens(self, texts: Sequence[str]) -> list[Encoding]:
         lower = self.settings.lower_case

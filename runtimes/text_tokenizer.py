@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
 
-from onnxforge.runtimes.errors import ArtifactError
+from onnxforge.runtimes.errors import ArtifactError, RequestError
 from onnxforge.runtimes.strict_json import read_optional_json
 
 _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
@@ -32,12 +32,12 @@ class TextTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; the post-processor's special tokens only when asked for."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        ids: list[int] = self._tokenizer.encode(_encodable(text), add_special_tokens=add_special_tokens).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Token ids, type ids and character offsets of several texts, special tokens included."""
-        found: list[Encoding] = self._tokenizer.encode_batch(list(texts))
+        found: list[Encoding] = self._tokenizer.encode_batch([_encodable(text) for text in texts])
         return found
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -60,6 +60,20 @@ class TextTokenizer:
         """Ids in the vocabulary, added tokens included."""
         size: int = self._tokenizer.get_vocab_size()
         return size
+
+
+def _encodable(text: str) -> str:
+    """The text itself, when UTF-8 can hold it: half a surrogate pair is no character, and Python hides each
+    byte that was no UTF-8 in one. Raises RequestError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        found = f"byte 0x{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
+        raise RequestError(
+            f"The text is not valid UTF-8: {found} at character {error.start}. Convert or remove it."
+        ) from error
+    return text
 
 
 def _content(value: object) -> str | None:

@@ -208,28 +208,6 @@ def test_the_wrong_question_is_refused_with_the_right_one(tmp_path):
             model.predict("a")
 
 
-def test_texts_may_come_from_anything_that_yields_them(tmp_path):
-    with load(write_encoder(tmp_path / "a")) as model:
-        listed = model.encode(TEXTS)
-        for texts in ((text for text in TEXTS), iter(TEXTS), tuple(TEXTS), np.array(TEXTS)):
-            np.testing.assert_array_equal(model.encode(texts), listed)
-
-
-@pytest.mark.parametrize(
-    ("texts", "says"),
-    [
-        (None, "not NoneType"),
-        (5, "not int"),
-        (b"bytes", "not bytes"),
-        (["a", None], "item 1 is a NoneType"),
-        (["a", "b\ud800c"], "U\\+D800 at character 1"),
-    ],
-)
-def test_what_is_no_list_of_texts_is_refused(tmp_path, texts, says):
-    with load(write_encoder(tmp_path / "a")) as model, pytest.raises(RequestError, match=says):
-        model.encode(texts)
-
-
 def test_unknown_pooling_and_broken_labels_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="weightedmean"):
         load(write_encoder(tmp_path / "a", files={"1_Pooling/config.json": {"pooling_mode": "weightedmean"}}))
