@@ -49,7 +49,9 @@ def bench(
     from onnxforge.compiler.eval_text import sentences
     from onnxforge.compiler.speed import measure
     from onnxforge.compiler.traffic import traffic_of
+    from onnxforge.runtimes.verify import verify_files
 
+    verify_files(folder)
     manifest = read_manifest(folder)
     texts: list[str] = []
     if manifest.task.startswith("text-generation"):

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onnxforge.compiler.options import Artifact, AsJson, Debug
+
+if TYPE_CHECKING:
+    from onnxforge.compiler.proof_session import GraphSession
 
 _Ppl = Annotated[
     Path | None,
@@ -34,17 +37,14 @@ def eval_(
     debug: Debug = False,
 ) -> None:
     """Score a text with a compiled decoder: perplexity, and KL divergence and top-1 agreement with --kl."""
-    from onnxforge.compiler.eval_text import EvaluationError, cut, evaluation_text
+    from onnxforge.compiler.eval_text import cut, evaluation_text
     from onnxforge.compiler.perplexity import compare, perplexity
-    from onnxforge.compiler.proof_session import GraphSession
 
-    model = GraphSession(folder)
-    if not model.is_decoder:
-        raise EvaluationError(f"{folder} holds an encoder; perplexity is a decoder's measure.")
+    model = _decoder(folder)
     length = min(window, model.manifest.context_length)
     text = evaluation_text(ppl)
     pieces, protocol = cut(text, model.tokenizer(), window=length, stride=stride, limit=windows)
-    divergence = compare(GraphSession(kl), model, pieces) if kl is not None else None
+    divergence = compare(_decoder(kl), model, pieces) if kl is not None else None
     found = divergence.candidate if divergence else perplexity(model, pieces)
     if as_json:
         content = {
@@ -74,3 +74,21 @@ def eval_(
         print(f"Mean KLD = {divergence.mean_kl:.6g}")
         print(f"Maximum KLD = {divergence.max_kl:.6g}")
         print(f"Same top p = {100 * divergence.top1_agreement:.3f}%")
+
+
+def _decoder(folder: Path) -> "GraphSession":
+    """The graph in ``folder``, once its files are known to be the ones that were written.
+
+    Raises:
+        ArtifactError: they are not.
+        EvaluationError: it is an encoder.
+    """
+    from onnxforge.compiler.eval_text import EvaluationError
+    from onnxforge.compiler.proof_session import GraphSession
+    from onnxforge.runtimes.verify import verify_files
+
+    verify_files(folder)
+    model = GraphSession(folder)
+    if not model.is_decoder:
+        raise EvaluationError(f"{folder} holds an encoder; perplexity is a decoder's measure.")
+    return model

@@ -124,7 +124,7 @@ class Decoder:
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is read as."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, add_special_tokens=True)
+            return self._known(self.tokenizer.encode(prompt, add_special_tokens=True))
         if not is_chat(prompt):
             return checked_tokens(prompt, self.graph.vocabulary)
         if self.chat_template is None:
@@ -132,7 +132,16 @@ class Decoder:
                 f"{self.folder}: this model has no chat template; pass a text instead of messages."
             )
         text = self.chat_template.render(cast(Sequence[Message], prompt))
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._known(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        """``tokens``, once it is sure that the model has a row for each."""
+        if max(tokens, default=0) >= self.graph.vocabulary:
+            raise RequestError(
+                f"{self.folder}: the tokenizer reads this text as id {max(tokens)}, and the model has "
+                f"{self.graph.vocabulary}. tokenizer.json belongs to another model."
+            )
+        return tokens
 
     def close(self) -> None:
         """Release the session; requests that are running end normally."""

@@ -76,6 +76,7 @@ def test_eval_json_has_perplexity_and_divergence(make_artifact, onnxforge):
     held = json.loads(onnxforge(*asked, "--kl", base)[1])
     assert alone["perplexity"] == held["perplexity"]
     assert (alone["window"], alone["stride"], alone["windows"], alone["tokens"]) == (32, 32, 3, 93)
+    assert 0 < alone["dropped_tokens"] < 32
     assert held["kl"] > 0
     assert 0 < held["top1"] <= 1
     assert held["ratio"] == pytest.approx(held["perplexity"] / held["base_perplexity"])
@@ -86,3 +87,21 @@ def test_eval_refuses_an_encoder_and_a_missing_text(make_artifact, onnxforge, tm
     assert (code, "decoder's measure" in err) == (2, True)
     code, _, err = onnxforge("eval", make_artifact("b"), "--ppl", tmp_path / "none.txt")
     assert (code, "cannot be read" in err) == (2, True)
+
+
+@pytest.mark.parametrize("verb", ["bench", "eval"])
+def test_what_is_measured_is_what_was_written(verb, onnxforge, make_artifact):
+    folder = make_artifact("a")
+    weights = folder / "onnx" / "model.onnx_data"
+    data = bytearray(weights.read_bytes())
+    data[100] ^= 1
+    weights.write_bytes(data)
+    code, out, err = onnxforge(verb, folder)
+    assert (code, out) == (2, "")
+    assert "model.onnx_data: changed" in err
+
+
+def test_a_base_that_is_an_encoder_is_refused(onnxforge, make_artifact):
+    code, _, err = onnxforge("eval", make_artifact("a"), "--kl", make_artifact("b", kind="encoder"))
+    assert code == 2
+    assert "perplexity is a decoder's measure" in err
