@@ -53,14 +53,17 @@ class Protocol:
     prefix: tuple[int, ...]
     """Ids the tokenizer puts before every text (BOS); each window starts with them. Empty for none."""
     scored_tokens: int
+    dropped_tokens: int = 0
+    """Tokens behind the last window: windows are full, as llama-perplexity's, so a tail may stay over."""
 
     def sentence(self) -> str:
         """The protocol as one line of a report."""
         bos = f"each window starts with ids {list(self.prefix)}" if self.prefix else "no BOS"
+        tail = f", the last {self.dropped_tokens} left out" if self.dropped_tokens else ""
         part = "all" if self.windows == self.windows_in_text else f"{self.windows} evenly spaced"
         return (
             f"{self.text} (sha256 {self.sha256[:12]}), {part} of {self.windows_in_text} windows of "
-            f"{self.window} tokens, stride {self.stride}, {bos}, {self.scored_tokens} tokens scored"
+            f"{self.window} tokens, stride {self.stride}, {bos}, {self.scored_tokens} tokens scored{tail}"
         )
 
 
@@ -119,7 +122,8 @@ def cut(
     """Tokenize once and cut into windows of ``window`` tokens, ``stride`` apart (default: not overlapping).
 
     Every token is scored at most once: a window scores its targets that no earlier window scored. With
-    ``limit``, that many windows evenly spaced over the text. A text shorter than one window is one window.
+    ``limit``, that many windows evenly spaced over the text. A text shorter than one window is one window;
+    of a longer one, the tokens that fill no last window are dropped, and the protocol says how many.
 
     Raises:
         EvaluationError: the window or stride makes no sense, or the text has fewer than two tokens.
@@ -145,8 +149,9 @@ def cut(
         overlap = body - stride if index and index - 1 in chosen else 0
         windows.append(Window(piece[None, :], max(len(prefix) + overlap, 1)))
     scored = sum(w.ids.shape[1] - w.first for w in windows)
-    protocol = Protocol(text.name, text.sha256, window, stride, len(windows), len(starts), prefix, scored)
-    return windows, protocol
+    dropped = max(len(ids) - (starts[-1] + body), 0)
+    counts = (len(windows), len(starts), prefix, scored, dropped)
+    return windows, Protocol(text.name, text.sha256, window, stride, *counts)
 
 
 def bos_prefix(tokenizer: Tokenizer) -> tuple[int, ...]:

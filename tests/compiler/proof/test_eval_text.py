@@ -60,6 +60,16 @@ def test_overlapping_windows_leave_no_hole():
     assert [int(t) for w in windows for t in w.ids[0, w.first :]] == list(range(1, 40))
 
 
+@pytest.mark.parametrize(
+    ("length", "stride", "dropped"), [(40, 16, 8), (48, 16, 0), (40, 8, 0), (45, 8, 5), (9, 16, 0)]
+)
+def test_the_protocol_says_how_many_tokens_fill_no_last_window(length, stride, dropped):
+    windows, protocol = cut(counting(length), numbers_tokenizer(), window=16, stride=stride)
+    assert int(windows[-1].ids[0, -1]) == length - 1 - dropped
+    assert protocol.dropped_tokens == dropped
+    assert (f", the last {dropped} left out" in protocol.sentence()) == (dropped > 0)
+
+
 def test_a_limit_spreads_the_windows_and_scores_all_of_each():
     windows, protocol = cut(counting(400), numbers_tokenizer(), window=10, stride=10, limit=4)
     assert [int(w.ids[0, 0]) for w in windows] == [0, 100, 200, 300]
