@@ -49,14 +49,17 @@ class GraphSession:
         return (self.folder / "tokenizer.json").is_file()
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that travels with the artifact.
+        """The tokenizer that travels with the artifact, without the truncation and padding it may carry.
 
         Raises:
             EvaluationError: the folder has none.
         """
         if not self.has_tokenizer:
             raise EvaluationError(f"{self.folder} has no tokenizer.json, so text cannot be scored.")
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     def run(
         self, ids: np.ndarray, mask: np.ndarray | None = None, fetch: Sequence[str] | None = None

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from onnxforge.compiler.eval_text import EvaluationError, cut, evaluation_text
 from onnxforge.compiler.perplexity import compare
@@ -31,6 +32,18 @@ def test_a_folder_without_tokenizer_says_so(make_artifact):
     assert not session.has_tokenizer
     with pytest.raises(EvaluationError, match=r"no tokenizer\.json"):
         session.tokenizer()
+
+
+def test_a_tokenizer_that_cuts_and_pads_is_asked_for_the_whole_text(make_artifact):
+    folder = make_artifact("a")
+    path = str(folder / "tokenizer.json")
+    saved = Tokenizer.from_file(path)
+    text = evaluation_text().text[:2000]
+    whole = saved.encode(text).ids
+    saved.enable_truncation(8)
+    saved.enable_padding(length=4096)
+    saved.save(path)
+    assert GraphSession(folder).tokenizer().encode(text).ids == whole
 
 
 def test_noise_shows_in_perplexity_and_divergence(make_artifact):
