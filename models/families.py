@@ -1,6 +1,6 @@
 """The architectures that export, as data: one record per ``model_type`` with only what differs.
 
-A new family is a new record here and a row in ``tests/models/families.py``; the exporter has no branch on
+A new family is a new record here and a row in ``tests/conftest.py``; the exporter has no branch on
 the name of a model. Which layers of a model are alike is not written down: it is read off the built modules
 (:mod:`onnxforge.models.skeleton`).
 """
@@ -32,6 +32,8 @@ class Family:
     """Whether ``token_type_ids`` is an input."""
     positions_after_pad: bool = False
     """Positions start at ``pad_token_id + 1`` (RoBERTa), so that many rows of the table are never used."""
+    pretraining: Task = Task.FEATURE_EXTRACTION
+    """What a ``...ForPreTraining`` checkpoint is good for: BERT's guesses masked words, not ELECTRA's."""
 
     @property
     def is_decoder(self) -> bool:
@@ -64,6 +66,7 @@ def _encoder(
     layers: str = "encoder.layer",
     token_types: bool = False,
     positions_after_pad: bool = False,
+    pretraining: Task = Task.FEATURE_EXTRACTION,
 ) -> Family:
     return Family(
         model_type=model_type,
@@ -80,6 +83,7 @@ def _encoder(
         layers=layers,
         token_types=token_types,
         positions_after_pad=positions_after_pad,
+        pretraining=pretraining,
     )
 
 
@@ -101,7 +105,7 @@ _ALL = (
     _decoder("qwen3", "Qwen3"),
     _decoder("smollm3", "SmolLM3"),
     _decoder("stablelm", "StableLm"),
-    _encoder("bert", "Bert", token_types=True),
+    _encoder("bert", "Bert", token_types=True, pretraining=Task.FILL_MASK),
     _encoder("distilbert", "DistilBert", layers="transformer.layer"),
     _encoder("electra", "Electra", token_types=True),
     _encoder("modernbert", "ModernBert", layers="layers"),

@@ -22,10 +22,10 @@ _CLASS_ENDINGS = (
     ("ForSequenceClassification", Task.TEXT_CLASSIFICATION),
     ("ForTokenClassification", Task.TOKEN_CLASSIFICATION),
     ("ForMaskedLM", Task.FILL_MASK),
-    ("ForPreTraining", Task.FILL_MASK),
     ("Model", Task.FEATURE_EXTRACTION),
 )
 
+_PRETRAINING = "ForPreTraining"
 _WITH_PAST = "-with-past"
 
 
@@ -58,7 +58,8 @@ def task_for(source: Source) -> str:
     """The task that the model's own files imply, as an optimum task name.
 
     A sentence-transformers model (it carries ``modules.json``) is for feature extraction whatever class its
-    ``config.json`` names; otherwise ``architectures`` decides; without it, the family.
+    ``config.json`` names; otherwise ``architectures`` decides; without it, or for a checkpoint that carries
+    its family's training objective, the family.
 
     Raises:
         UnsupportedModel: the class named in ``architectures`` belongs to no task that is exported.
@@ -72,6 +73,8 @@ def task_for(source: Source) -> str:
     architectures = source.config.get("architectures")
     if isinstance(architectures, list) and architectures:
         name = str(architectures[0])
+        if family is not None and name.endswith(_PRETRAINING):
+            return family.pretraining
         task = next((task for ending, task in _CLASS_ENDINGS if name.endswith(ending)), None)
         if task is None:
             raise UnsupportedModel(

@@ -70,6 +70,11 @@ def test_an_unknown_task_lists_the_known_ones():
         ({"model_type": "bert"}, (), "feature-extraction"),
         ({"model_type": "bert", "architectures": ["BertForPreTraining"]}, (), "fill-mask"),
         (
+            {"model_type": "electra", "architectures": ["ElectraForPreTraining"]},
+            (),
+            "feature-extraction",  # the discriminator: it tells replaced words, and guesses none
+        ),
+        (
             {"model_type": "mpnet", "architectures": ["MPNetForMaskedLM"]},
             ("modules.json",),
             "feature-extraction",
@@ -84,6 +89,15 @@ def test_an_unknown_task_lists_the_known_ones():
 )
 def test_the_models_own_files_imply_the_task(config, sidecars, task):
     assert task_for(_source(config, sidecars)) == task
+
+
+def test_electras_discriminator_exports_as_the_encoder_that_it_is(tiny_source):
+    tiny = tiny_source("electra")
+    weights = {f"electra.{name}": tensor for name, tensor in tiny.weights.items()}
+    weights["discriminator_predictions.dense.weight"] = tiny.weights["encoder.layer.0.output.dense.weight"]
+    config = dict(tiny.config) | {"architectures": ["ElectraForPreTraining"]}
+    model = export_model(dataclasses.replace(tiny, config=config, weights=weights))
+    assert [value.name for value in model.graph.outputs] == ["last_hidden_state"]
 
 
 def test_an_architecture_without_a_task_is_refused():
