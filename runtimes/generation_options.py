@@ -1,17 +1,49 @@
 """What a generation request may ask for: transformers' names, meanings and defaults."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxforge.runtimes.errors import ArtifactError, RequestError
 
 _FROM_CONFIG = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+_SAMPLING = ("temperature", "top_k", "top_p")
+_NOT_APPLIED: Mapping[str, float | None] = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "diversity_penalty": 0,
+    "dola_layers": None,
+    "encoder_repetition_penalty": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "min_p": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "penalty_alpha": 0,
+    "sequence_bias": None,
+    "stop_strings": None,
+    "suppress_tokens": None,
+    "top_h": None,
+    "typical_p": 1,
+    "watermarking_config": None,
+}
+"""What else decides transformers' next token, with the value that changes nothing."""
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Checked options of one request. Defaults are those of transformers' GenerationConfig."""
+    """Checked options of one request. Defaults are those of transformers' GenerationConfig.
+
+    As there, temperature, top_k and top_p are looked at only where tokens are drawn.
+    """
 
     max_new_tokens: int | None = None
     """None: 256, or what is left of the context when that is less."""
@@ -29,20 +61,24 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 1, optional=True)
-        _whole("top_k", self.top_k, 0)
         _whole("seed", self.seed, 0, optional=True)
         if not isinstance(self.do_sample, bool):
             raise RequestError(f"do_sample is {self.do_sample!r}; pass True or False.")
-        _number("temperature", self.temperature, above=0.0)
         _number("repetition_penalty", self.repetition_penalty, above=0.0)
-        _number("top_p", self.top_p, above=0.0, most=1.0)
+        if self.do_sample:
+            _number("temperature", self.temperature, above=0.0)
+            _whole("top_k", self.top_k, 0)
+            _number("top_p", self.top_p, above=0.0, most=1.0)
         if not all(isinstance(text, str) and text for text in self.stop):
             raise RequestError(f"stop is {self.stop!r}; pass non-empty strings.")
         for token in self.eos_token_id:
             _whole("eos_token_id", token, 0)
 
     def changed(self, requested: Mapping[str, object]) -> "GenerationOptions":
-        """These options with the given ones set; None leaves the default. Raises RequestError."""
+        """These options with the given ones set; None leaves the default.
+
+        What is given is checked even where nothing is drawn. Raises RequestError.
+        """
         given = {name: value for name, value in requested.items() if value is not None}
         unknown = sorted(given.keys() - set(self.__dataclass_fields__))
         if unknown:
@@ -52,20 +88,38 @@ class GenerationOptions:
             given["eos_token_id"] = _tokens(given["eos_token_id"])
         if "stop" in given:
             given["stop"] = _texts(given["stop"])
+        asked = {name: given[name] for name in _SAMPLING if name in given}
+        GenerationOptions(do_sample=True, **asked)  # type: ignore[arg-type]  # refuses what is out of range
         return replace(self, **given)  # type: ignore[arg-type]  # __post_init__ checks every value
 
 
 def options_from_config(generation: Mapping[str, object], config: Mapping[str, object]) -> GenerationOptions:
-    """Defaults from generation_config.json; its missing eos_token_id is taken from config.json.
+    """Defaults from generation_config.json; an eos_token_id that it lacks is taken from config.json.
 
-    Raises ArtifactError when a value is out of range.
+    Warns once of everything else in it that would decide the next token. Raises ArtifactError when a value
+    that counts is out of range.
     """
-    given = {name: generation[name] for name in _FROM_CONFIG if generation.get(name) is not None}
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    ignored = [f"{name}={generation[name]!r}" for name in _NOT_APPLIED if _decides(generation, name)]
+    if ignored:
+        warnings.warn(
+            f"generation_config.json asks for {', '.join(ignored)}, which this runtime does not apply: texts "
+            "may differ from those of transformers.",
+            stacklevel=3,
+        )
+    given: dict[str, object] = {
+        name: generation[name] for name in _FROM_CONFIG if generation.get(name) is not None
+    }
+    named = (eos for eos in (generation.get("eos_token_id"), config.get("eos_token_id")) if eos is not None)
+    given["eos_token_id"] = _tokens(next(named, ()))
     try:
-        return GenerationOptions().changed({**given, "eos_token_id": eos})
+        return GenerationOptions(**given)  # type: ignore[arg-type]  # __post_init__ checks every value
     except RequestError as error:
         raise ArtifactError(f"generation_config.json: {error}") from error
+
+
+def _decides(generation: Mapping[str, object], name: str) -> bool:
+    value = generation.get(name)
+    return value is not None and value != _NOT_APPLIED[name] and value not in ([], {})
 
 
 def _tokens(value: object) -> tuple[object, ...]:

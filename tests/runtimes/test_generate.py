@@ -210,7 +210,7 @@ def test_without_generation_config_the_defaults_are_those_of_transformers(tmp_pa
 
 def test_a_generation_config_out_of_range_is_an_artifact_error(tmp_path):
     with pytest.raises(ArtifactError, match=r"generation_config\.json: temperature is -1"):
-        load(write_decoder(tmp_path / "a", generation={"temperature": -1}))
+        load(write_decoder(tmp_path / "a", generation={"do_sample": True, "temperature": -1}))
 
 
 def test_nan_logits_are_an_error(tmp_path):
