@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from onnxforge.compiler.options import AsJson, Debug
 from onnxforge.compiler.recipe import Recipe
+from onnxforge.runtimes.artifact import MANIFEST
 
 if TYPE_CHECKING:
     from onnxforge.compiler.request import CompileResult
@@ -91,9 +91,14 @@ def compile_(
         allow_missed_budget=allow_missed_budget,
         command=("compile", *sys.argv[1:]),
     )
-    signal.signal(signal.SIGTERM, _terminated)
-    with progress() as watch:
-        result = compile_model(request, progress=watch)
+    before = _identity(output)
+    try:
+        with progress() as watch:
+            result = compile_model(request, progress=watch)
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        done = "the new artifact is whole at" if _identity(output) != before else "nothing was changed at"
+        interrupt.add_note(f"{done} {output}")
+        raise
     print(json.dumps(_plain(result)) if as_json else headline(result))
 
 
@@ -137,9 +142,13 @@ def plan(
     )
 
 
-def _terminated(*_: object) -> None:
-    """Leave as on Ctrl-C, so that the staging folder goes too."""
-    raise SystemExit(128 + signal.SIGTERM)
+def _identity(output: Path) -> tuple[int, int] | None:
+    """Which artifact is at ``output``: an interrupt may come just after the new one was put there."""
+    try:
+        status = (output / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _plain(result: "CompileResult") -> dict[str, object]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from onnxforge.compiler.errors import CompileError
+from onnxforge.compiler.usage import WrongUsage, usage_message
 from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.passes.base import PassRefused
 from onnxforge.runtimes.errors import ArtifactError, ContextOverflow, NumericalError, RequestError
@@ -25,6 +26,8 @@ def explain(error: Exception) -> Failure:
     kind, message = type(error).__name__, one_paragraph(str(error))
     if isinstance(error, CompileError):
         return Failure(kind, message, error.exit_code)
+    if isinstance(error, WrongUsage):
+        return Failure("UsageError", one_paragraph(usage_message(error)), error.exit_code)
     if isinstance(error, _REFUSED):
         return Failure(kind, message, 2)
     if isinstance(error, NumericalError):

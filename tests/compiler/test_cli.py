@@ -90,6 +90,31 @@ def test_json_errors_go_to_stdout_too(capsys: pytest.CaptureFixture[str]):
     assert error["message"] in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "x", "--thread", "3"), "did you mean `--threads`"),
+        (("run", "x", "-Q"), "No such option: -Q."),
+        (("run",), "Missing argument 'DIR'. See `onnxforge run --help`."),
+        (("run", "x", "-n", "many"), "'-n': Input"),
+        (("inspect",), "give one PATH, or --diff A B."),
+        (("compile", "m", "-t", "cpu-int8"), "-o DIR."),
+        (("targets", "extra"), "extra"),
+    ],
+)
+def test_usage_errors_are_told_like_every_other(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+):
+    verb, *rest = arguments
+    code, out, err = call(capsys, verb, *rest, "--json")
+    error = json.loads(out)["error"]
+    assert code == error["exit_code"] == 2
+    assert error["kind"] == "UsageError"
+    assert says in error["message"]
+    assert err == f"error: {error['message']}\n"
+    assert call(capsys, verb, *rest)[1:] == ("", err), "without --json only stderr"
+
+
 def test_debug_raises():
     with pytest.raises(RequestRefused):
         cli.run_verb("compile", ["m", "-t", "nothing", "-o", "x", "--debug"])
@@ -129,6 +154,24 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("onnxforge.compiler.driver.compile_model", interrupted)
     assert cli.run_verb("compile", ["m", "-t", "cpu-fp32", "-o", "x"]) == 130
+
+
+def test_an_interrupt_says_what_is_there_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted_late(*_: object, **__: object) -> None:
+        (tmp_path / "artifact.json").write_text("{}")
+        raise SystemExit(143)
+
+    options = ("m", "-t", "cpu-fp32", "-o", str(tmp_path))
+    monkeypatch.setattr("onnxforge.compiler.driver.compile_model", interrupted)
+    assert call(capsys, "compile", *options) == (130, "", f"interrupted; nothing was changed at {tmp_path}\n")
+    monkeypatch.setattr("onnxforge.compiler.driver.compile_model", interrupted_late)
+    told = f"terminated; the new artifact is whole at {tmp_path}\n"
+    assert call(capsys, "compile", *options) == (143, "", told)
 
 
 def test_targets(capsys: pytest.CaptureFixture[str]):

@@ -189,4 +189,7 @@ def test_interrupted(tmp_path: Path, folder: Callable[..., Path], sent: signal.S
     child.send_signal(sent)
     _, rest = child.communicate(timeout=60)
     assert child.returncode == code, rest
+    what = "interrupted" if sent == signal.SIGINT else "terminated"
+    assert rest.splitlines()[-1] == f"{what}; nothing was changed at {tmp_path / 'out'}"
+    assert "Traceback" not in rest
     assert os.listdir(tmp_path) == []
