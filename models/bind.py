@@ -89,14 +89,16 @@ def bind(graph: ir.Graph, weights: Mapping[str, ir.TensorProtocol], skeleton: Sk
 
 
 def as_float32(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    """``tensor`` under ``name``, as float32, read and converted only when somebody asks."""
+    """``tensor`` under ``name``, as float32, with its notes; read and converted only when somebody asks."""
 
     def read() -> ir.TensorProtocol:
         if tensor.dtype == ir.DataType.FLOAT:
             return tensor
         return ir.tensor(tensor.numpy().astype(np.float32), name=name)
 
-    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=name)
+    lazy = ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=name)
+    lazy.meta.update(tensor.meta)  # the quantized blocks of a GGUF weight, for passes that can use them
+    return lazy
 
 
 def _homeless(unused: set[str], wanted: Mapping[str, ir.Value], skeleton: Skeleton) -> list[str]:

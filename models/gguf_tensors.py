@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.models.gguf_architectures import Architecture, Layout
+from onnxforge.models.gguf_codes import STORED_BLOCKS, STORED_BLOCKS_TURNED, coded
 from onnxforge.models.gguf_file import GgufFile, GgufTensor
 
 READABLE: Final = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -146,6 +147,9 @@ def _lazy(name: str, blocks: GgufBlocks, layout: Layout) -> ir.LazyTensor:
     lazy = ir.LazyTensor(evaluate, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
     if layout in (Layout.PLAIN, Layout.ROTARY):
         lazy.meta[BLOCKS_META] = blocks
+    codes = coded(blocks.type_name, blocks.rows) if len(shape) == 2 else None
+    if codes is not None and layout is not Layout.ONE_ADDED:
+        lazy.meta[STORED_BLOCKS_TURNED if flip else STORED_BLOCKS] = codes
     return lazy
 
 

@@ -45,6 +45,7 @@ def dequantized_gather(node: ir.Node, table: QuantizedTable) -> bool:
     ::
 
         Gather(codes, ids) -> Cast -> Sub(zero) -> Mul(Gather(scales, ids)) -> Reshape [ids..., K]
+                                                   [-> Add(Gather(offsets, ids))]
     """
     ids, result = node.inputs[1], node.outputs[0]
     size = rank(ids) if ids is not None else None
@@ -62,6 +63,9 @@ def dequantized_gather(node: ir.Node, table: QuantizedTable) -> bool:
     steps = chain.add("Gather", table.scales, ids, dtype=kind)
     steps = chain.add("Unsqueeze", steps, last, dtype=kind)
     values = chain.add("Mul", centred, steps, dtype=kind)
+    if table.offsets is not None:
+        offsets = chain.add("Gather", table.offsets, ids, dtype=kind)
+        values = chain.add("Add", values, chain.add("Unsqueeze", offsets, last, dtype=kind), dtype=kind)
     shape = chain.constant("shape", np.array([0] * size + [table.width], dtype=np.int64))
     rows = chain.add("Reshape", values, shape, dtype=kind)
     rows.shape, rows.type = result.shape, result.type

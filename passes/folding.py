@@ -22,6 +22,7 @@ from onnxforge.passes.lazy import lazy_tensor
 from onnxforge.passes.matching import is_op
 from onnxforge.passes.operator_families import NEVER_FOLDED
 from onnxforge.passes.shapes import Facts
+from onnxforge.passes.stored_blocks import turned
 
 _ARITHMETIC: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "Add": np.add,
@@ -117,7 +118,10 @@ def fold_weight(node: ir.Node) -> ir.LazyTensor | None:
         order = node.attributes.get("perm")
         perm = tuple(order.as_ints()) if order is not None else tuple(range(len(first.shape)))[::-1]
         shape = tuple(extents(first)[axis] for axis in perm)
-        return lazy_tensor(lambda: first.numpy().transpose(perm), dtype=first.dtype, shape=shape, name=name)
+        weight = lazy_tensor(lambda: first.numpy().transpose(perm), dtype=first.dtype, shape=shape, name=name)
+        if perm == (1, 0):
+            turned(first, weight)
+        return weight
     if is_op(node, "Cast"):
         dtype = ir.DataType(node.attributes["to"].as_int())
         shape = extents(first)

@@ -13,6 +13,7 @@ from onnxforge.passes.base import GraphPass
 from onnxforge.passes.constants import add_initializer, constant
 from onnxforge.passes.lazy import lazy_tensor
 from onnxforge.passes.matching import CONTRIB, input_at, insert_after, is_op, make
+from onnxforge.passes.stored_blocks import joined
 from onnxforge.passes.subgraph_probe import Bench, Probe, Sizes, Unprobeable
 
 _MOVES = frozenset(("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Identity", "Gather"))
@@ -206,7 +207,9 @@ def _joined(graph: ir.Graph, pieces: list[tuple[ir.Value, tuple[int, ...]]]) -> 
     shape = (*rows, sum(len(columns) for _, columns in chosen))
     first = pieces[0][0].name or "weight"
     name = first.replace("q_proj", "qkv_proj") if "q_proj" in first else f"{first}_qkv"
-    return add_initializer(graph, name, lazy_tensor(_concatenation(chosen), dtype=tensor.dtype, shape=shape))
+    packed = lazy_tensor(_concatenation(chosen), dtype=tensor.dtype, shape=shape)
+    joined(chosen, packed)
+    return add_initializer(graph, name, packed)
 
 
 def _concatenation(pieces: list[tuple[ir.TensorProtocol, tuple[int, ...]]]) -> Callable[[], np.ndarray]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.block_grids import GRIDS
+from onnxforge.passes.block_offsets import BlockOffsets, is_part
 from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import constant
 from onnxforge.passes.dequantized_gather import dequantized_gather
@@ -23,7 +24,8 @@ from onnxforge.passes.matching import (
     redirect,
     remove_dead,
 )
-from onnxforge.passes.quantized_table import MatrixKey, MatrixWeight, QuantizedTable, store
+from onnxforge.passes.quantized_table import MatrixKey, MatrixWeight, QuantizedTable, store, store_kept
+from onnxforge.passes.stored_blocks import StoredBlocks, stored_blocks
 
 WHAT = "MatMulNBits"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -43,6 +45,9 @@ class QuantizeWeights(GraphPass):
     computed from its float source, one matrix at a time, while the artifact is written. A tied embedding
     is stored once: head and lookup read the same ``Eq``.
 
+    With ``keep_blocks`` a weight that its source stores in blocks is not rounded again, whatever ``bits``,
+    ``block_size`` and ``method`` say; a minimum per block is added by :mod:`onnxforge.passes.block_offsets`.
+
     ``accuracy_level=4`` lets ONNX Runtime multiply in int8. Activations are then rounded per block of one
     row, so that a row's result does not depend on the other rows of the batch; at 8 bits this takes 8 us for
     one row of 576 x 1536 against 424 us at level 0. Source: ONNX Runtime's contrib operator documentation.
@@ -57,6 +62,8 @@ class QuantizeWeights(GraphPass):
     """One zero point for all blocks (the middle code); otherwise each block has its own."""
     method: str = "rtn"
     """How the grid of a block is found: ``rtn``, ``mse`` or ``hqq`` (:mod:`onnxforge.passes.block_grids`)."""
+    keep_blocks: bool = False
+    """Weights that come in blocks of at most ``bits`` bits (GGUF's Q4_0, Q4_1, Q8_0) keep them."""
     min_elements: int = 4096
     """Smaller matrices stay float: they cost nothing and are often classifiers, which need the precision."""
     min_embedding: int = 2**20
@@ -84,10 +91,11 @@ class QuantizeWeights(GraphPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantize every weight that qualifies; the others are noted with the reason."""
         made: dict[MatrixKey, QuantizedTable] = {}
+        offsets = BlockOffsets(model.graph)
         changed = False
         for node in tuple(model.graph):
-            if is_op(node, "MatMul"):
-                changed |= self._multiply(node, model.graph, made)
+            if is_op(node, "MatMul") and not is_part(node):
+                changed |= self._multiply(node, model.graph, made, offsets)
         for node in tuple(model.graph):
             if is_op(node, "Gather") and not int_attribute(node, "axis", 0):
                 changed |= self._gather(node, model.graph, made)
@@ -105,13 +113,19 @@ class QuantizeWeights(GraphPass):
             return f"its name matches skip={self.skip!r}"
         if weight.tensor.dtype not in _FLOATS:
             return f"its dtype is {weight.tensor.dtype}; float32 or float16 is needed"
-        if width % self.block_size:
+        if width % self.block_size and not self._kept(weight):
             return f"K is {width}, which is no multiple of block_size {self.block_size}"
         if count * width < least:
             return f"{count * width} elements are fewer than {least}"
         return None
 
-    def _multiply(self, node: ir.Node, graph: ir.Graph, made: dict[MatrixKey, QuantizedTable]) -> bool:
+    def _multiply(
+        self,
+        node: ir.Node,
+        graph: ir.Graph,
+        made: dict[MatrixKey, QuantizedTable],
+        offsets: BlockOffsets,
+    ) -> bool:
         weight = _weight_of(node)
         if weight is None:
             return False
@@ -121,12 +135,29 @@ class QuantizeWeights(GraphPass):
             return False
         stored = made.get(weight.key)
         if stored is None:
-            stored = made[weight.key] = store(graph, weight, self._scheme())
-        self._emit(node, stored, weight)
+            stored = made[weight.key] = self._store(graph, weight, node)
+        self._emit(node, stored, weight, offsets)
         notes.match(WHAT, node.name)
         return True
 
-    def _emit(self, node: ir.Node, stored: QuantizedTable, weight: MatrixWeight) -> None:
+    def _kept(self, weight: MatrixWeight) -> StoredBlocks | None:
+        found = stored_blocks(weight.tensor, transposed=weight.transposed) if self.keep_blocks else None
+        return found if found is not None and found.form[0] <= self.bits else None
+
+    def _store(self, graph: ir.Graph, weight: MatrixWeight, node: ir.Node) -> QuantizedTable:
+        kept = self._kept(weight)
+        if kept is not None:
+            notes.match("kept blocks", node.name)
+            return store_kept(graph, weight, kept)
+        if self.keep_blocks:
+            notes.near_miss(
+                "kept blocks", node.name, "its weight comes in no blocks that can be kept; rounded"
+            )
+        return store(graph, weight, self._scheme())
+
+    def _emit(
+        self, node: ir.Node, stored: QuantizedTable, weight: MatrixWeight, offsets: BlockOffsets
+    ) -> None:
         result, inputs = node.outputs[0], [node.inputs[0], stored.packed, stored.scales]
         add = only_use(result)
         bias = _bias(add, result) if add is not None else None
@@ -139,16 +170,19 @@ class QuantizeWeights(GraphPass):
         attributes: dict[str, int | float | str] = {
             "K": width,
             "N": count,
-            "bits": self.bits,
-            "block_size": self.block_size,
+            "bits": stored.scheme.bits,
+            "block_size": stored.scheme.block_size,
             "accuracy_level": self.accuracy_level,
         }
-        name = f"{node.name or node.outputs[0].name}_Q{self.bits}"
+        name = f"{node.name or node.outputs[0].name}_Q{stored.scheme.bits}"
         new = make(WHAT, inputs, like=result, name=name, domain=CONTRIB, attributes=attributes)
         last = result.producer()
         assert last is not None
         insert_after(last, new)
-        redirect(result, new.outputs[0])
+        total = new.outputs[0]
+        if stored.offsets is not None:
+            total = offsets.add(new, stored)
+        redirect(result, total)
         remove_dead([last])
 
     def _gather(self, node: ir.Node, graph: ir.Graph, made: dict[MatrixKey, QuantizedTable]) -> bool:
@@ -165,7 +199,7 @@ class QuantizeWeights(GraphPass):
             if objection is not None:
                 notes.near_miss("quantized embedding", node.name, objection)
                 return False
-            stored = made[weight.key] = store(graph, weight, self._scheme())
+            stored = made[weight.key] = self._store(graph, weight, node)
         return dequantized_gather(node, stored)
 
 

@@ -8,12 +8,14 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxforge.passes.block_quantization import quantize
+from onnxforge.passes.block_quantization import pack, quantize
 from onnxforge.passes.block_scheme import BlockScheme
-from onnxforge.passes.constants import add_initializer, extents
+from onnxforge.passes.constants import add_array, add_initializer, extents
 from onnxforge.passes.lazy import lazy_tensor
+from onnxforge.passes.stored_blocks import StoredBlocks
 
 MatrixKey: TypeAlias = tuple[ir.Value, bool]
+Parts: TypeAlias = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class QuantizedTable:
     scheme: BlockScheme
     width: int
     """K: elements of one row."""
+    offsets: ir.Value | None = None
+    """float32 [N, K / block]: a number for each block that is added to its values."""
 
 
 class _OnceForAll:
@@ -62,36 +66,112 @@ class _OnceForAll:
     leaves the small ones behind for those that follow; the packed weight is never kept.
     """
 
-    def __init__(self, weight: MatrixWeight, scheme: BlockScheme) -> None:
-        self._weight, self._scheme = weight, scheme
-        self._left: dict[str, np.ndarray] = {}
+    def __init__(self, compute: Callable[[], Parts]) -> None:
+        self._compute = compute
+        self._left: Parts = {}
         self._lock = threading.Lock()
 
     def part(self, name: str) -> np.ndarray:
-        """``packed``, ``scales`` or ``zeros``, as :class:`Blocks` describes them."""
+        """``packed``, or one of the small parts."""
         with self._lock:
             if name in self._left:
                 return self._left.pop(name)
-            blocks = quantize(self._weight.rows(), self._scheme)
-            small = {"scales": blocks.scales} | ({} if blocks.zeros is None else {"zeros": blocks.zeros})
-            self._left = {other: array for other, array in small.items() if other != name}
-            return {"packed": blocks.packed, **small}[name]
+            parts = self._compute()
+            self._left = {other: array for other, array in parts.items() if other not in (name, "packed")}
+            return parts[name]
 
 
 def store(graph: ir.Graph, weight: MatrixWeight, scheme: BlockScheme) -> QuantizedTable:
     """Lazy initializers that stand for ``weight``; the float source stays alive inside them only."""
-    count, width = weight.size
-    blocks, name = width // scheme.block_size, weight.value.name
-    matrix = _OnceForAll(weight, scheme)
-
-    def lazy(part: str, dtype: ir.DataType, compute: Callable[[], np.ndarray], *shape: int) -> ir.Value:
-        tensor = lazy_tensor(compute, dtype=dtype, shape=shape, name=f"{name}.{part}")
-        return add_initializer(graph, f"{name}.{part}", tensor)
-
-    kind, byte = weight.tensor.dtype, ir.DataType.UINT8
-    packed = lazy(f"q{scheme.bits}", byte, lambda: matrix.part("packed"), count, blocks, scheme.blob())
-    steps = lazy("scales", kind, lambda: matrix.part("scales").astype(kind.numpy()), count, blocks)
+    parts = _Initializers(graph, weight, scheme, lambda: _rounded(weight, scheme))
+    packed, steps = parts.codes(), parts.numbers("scales", weight.tensor.dtype)
     zeros = None
     if not scheme.symmetric:
-        zeros = lazy("zeros", byte, lambda: matrix.part("zeros"), count, scheme.packed_zeros(blocks))
-    return QuantizedTable(packed, steps, zeros, scheme, width)
+        zeros = parts.add("zeros", ir.DataType.UINT8, (weight.size[0], scheme.packed_zeros(parts.blocks)))
+    return QuantizedTable(packed, steps, zeros, scheme, weight.size[1])
+
+
+def store_kept(graph: ir.Graph, weight: MatrixWeight, stored: StoredBlocks) -> QuantizedTable:
+    """Lazy initializers that hold the blocks which ``weight`` came with: codes, steps and minimums.
+
+    ::
+
+        offset = Cast(minimum) + middle * step          ONNX Runtime computes it once, while it loads
+
+    A block with a minimum m is ``q * d + m = (q - middle) * d + offset``. Codes then centre on zero, where
+    rounded activations do least harm, and need no zero point. For m and d of 11 bits (float16) the offset is
+    exact in float32, and so every decoded value is rounded once, to the same bits, unless one of m and
+    ``middle * d`` is more than 4,000 times the other. Then an ulp may differ.
+
+    Minimums are stored as the float16 that they are. Steps are not: ONNX Runtime's int8 kernels answer zeros,
+    without a word, where the steps come from a Cast that nothing folded (1.31.1, optimizations off).
+    """
+    bits, block_size, has_minimum = stored.form
+    scheme = BlockScheme(bits, block_size, symmetric=True)
+    parts = _Initializers(graph, weight, scheme, lambda: _kept(stored, scheme))
+    packed, steps = parts.codes(), parts.numbers("scales", weight.tensor.dtype)
+    offsets = parts.offsets(steps) if has_minimum else None
+    return QuantizedTable(packed, steps, None, scheme, weight.size[1], offsets)
+
+
+class _Initializers:
+    """Lazy initializers named after one weight, over parts that are computed together."""
+
+    def __init__(
+        self, graph: ir.Graph, weight: MatrixWeight, scheme: BlockScheme, compute: Callable[[], Parts]
+    ) -> None:
+        self.blocks = weight.size[1] // scheme.block_size
+        self._graph, self._weight, self._scheme = graph, weight, scheme
+        self._matrix = _OnceForAll(compute)
+
+    def add(self, part: str, dtype: ir.DataType, shape: tuple[int, ...], name: str = "") -> ir.Value:
+        """The initializer of one part."""
+
+        def compute() -> np.ndarray:
+            return self._matrix.part(part).astype(dtype.numpy(), copy=False)
+
+        full = f"{self._weight.value.name}.{name or part}"
+        return add_initializer(self._graph, full, lazy_tensor(compute, dtype=dtype, shape=shape, name=full))
+
+    def codes(self) -> ir.Value:
+        """Packed codes, uint8 [N, K / block, blob]."""
+        shape = (self._weight.size[0], self.blocks, self._scheme.blob())
+        return self.add("packed", ir.DataType.UINT8, shape, f"q{self._scheme.bits}")
+
+    def numbers(self, part: str, dtype: ir.DataType) -> ir.Value:
+        """A number for each block, [N, K / block]."""
+        return self.add(part, dtype, (self._weight.size[0], self.blocks))
+
+    def offsets(self, steps: ir.Value) -> ir.Value:
+        """What is added to the values of each block, [N, K / block], in nodes at the start of the graph."""
+        kind, name = self._weight.tensor.dtype, f"{self._weight.value.name}.middle"
+        middle = add_array(self._graph, name, np.array(self._scheme.middle, dtype=kind.numpy()))
+        widened = self._node("Cast", self.numbers("minimums", ir.DataType.FLOAT16), to=int(kind))
+        centre = self._node("Mul", steps, middle)
+        total = self._node("Add", widened.outputs[0], centre.outputs[0])
+        self._graph.insert_before(self._graph[0], (widened, centre, total))
+        return total.outputs[0]
+
+    def _node(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Node:
+        """A node, not yet in the graph, whose output is [N, K / block] in the weight's dtype."""
+        name = f"{inputs[0].name}/{op_type}"
+        output = ir.Value(
+            name=f"{name}_output",
+            shape=ir.Shape((self._weight.size[0], self.blocks)),
+            type=ir.TensorType(self._weight.tensor.dtype),
+        )
+        converted = ir.convenience.convert_attributes(attributes)
+        return ir.Node("", op_type, inputs, converted, outputs=(output,), name=name)
+
+
+def _rounded(weight: MatrixWeight, scheme: BlockScheme) -> Parts:
+    blocks = quantize(weight.rows(), scheme)
+    parts = {"packed": blocks.packed, "scales": blocks.scales}
+    return parts if blocks.zeros is None else {**parts, "zeros": blocks.zeros}
+
+
+def _kept(stored: StoredBlocks, scheme: BlockScheme) -> Parts:
+    codes, steps, minimums = stored.read()
+    count, blocks = steps.shape
+    parts = {"packed": pack(codes.reshape(count, blocks, -1), scheme.bits), "scales": steps}
+    return parts if minimums is None else {**parts, "minimums": minimums}

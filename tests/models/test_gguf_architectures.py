@@ -12,8 +12,9 @@ import torch
 import transformers
 from gguf import GGUFWriter
 
-from onnxforge.models import SourceKind, UnsupportedModel, open_model
+from onnxforge.models import SourceKind, UnsupportedModel, export_model, open_model
 from onnxforge.models.gguf_architectures import ARCHITECTURES, Layout
+from onnxforge.models.gguf_codes import STORED_BLOCKS
 from onnxforge.models.gguf_tensors import BLOCKS_META
 
 VOCAB = 320
@@ -229,12 +230,13 @@ def test_quantized_blocks_stay_reachable_in_the_order_of_the_parameter(tmp_path)
     np.testing.assert_array_equal(quants.dequantize(blocks.rows(), GGMLQuantizationType.Q8_0), tensor.numpy())
 
 
-def test_an_unknown_architecture_is_named_with_the_known_ones(tmp_path):
-    writer = GGUFWriter(tmp_path / "model.gguf", "mamba9")
-    writer.add_block_count(1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(UnsupportedModel, match=r"'mamba9' is not known. Known: gemma, gemma2"):
-        open_model(str(tmp_path / "model.gguf"))
+def test_codes_of_rotary_rows_are_in_the_order_of_the_parameter_and_reach_the_graph(tmp_path):
+    write(tmp_path / "model.gguf", "llama", build("llama"), quantize=True)
+    source = open_model(str(tmp_path / "model.gguf"))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    codes, steps, minimums = source.weights[name].meta[STORED_BLOCKS].read()
+    decoded = (codes.reshape(*steps.shape, 32).astype(np.float32) - 128) * steps[..., None]
+    assert minimums is None
+    np.testing.assert_array_equal(decoded.reshape(codes.shape), source.weights[name].numpy())
+    bound = export_model(source).graph.initializers[name].const_value
+    assert bound.meta[STORED_BLOCKS] is source.weights[name].meta[STORED_BLOCKS]

@@ -1,0 +1,85 @@
+"""Weights that come quantized already: blocks of codes that ride on a float tensor until they are wanted.
+
+A source attaches them to its lazy float tensor under ``tensor.meta[STORED_BLOCKS]``, as rows [N, K]. A pass
+that transposes or joins weights carries them along with :func:`turned` and :func:`joined`. Nothing is read on
+the way: like the float values, codes move once, when the artifact is written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+STORED_BLOCKS: Final = "stored_blocks"
+"""Key of ``tensor.meta`` for the blocks of a tensor [N, K]."""
+STORED_BLOCKS_TURNED: Final = "stored_blocks_turned"
+"""The same for a tensor [K, N]: the blocks still lie along K."""
+
+
+Form: TypeAlias = tuple[int, int, bool]
+"""Bits of a code, elements of a block, whether a block has a minimum. Plain: sources import no pass."""
+Coded: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""codes uint8 [N, K], steps float32 [N, K / block], minimums float32 [N, K / block] or None.
+
+A value is ``code * step + minimum``, or without minimums ``(code - 2 ** (bits - 1)) * step``.
+"""
+
+
+class StoredBlocks(Protocol):
+    """The blocks of one weight [N, K]."""
+
+    @property
+    def form(self) -> Form:
+        """What all its blocks have in common."""
+        ...
+
+    def read(self) -> Coded:
+        """The blocks; reads the source."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Chosen rows of several weights of one form, one after the other."""
+
+    pieces: tuple[tuple[StoredBlocks, tuple[int, ...]], ...]
+
+    @property
+    def form(self) -> Form:
+        return self.pieces[0][0].form
+
+    def read(self) -> Coded:
+        parts = [(piece.read(), list(rows)) for piece, rows in self.pieces]
+        codes = np.concatenate([coded[0][rows] for coded, rows in parts])
+        steps = np.concatenate([coded[1][rows] for coded, rows in parts])
+        minimums = [coded[2][rows] for coded, rows in parts if coded[2] is not None]
+        return codes, steps, np.concatenate(minimums) if minimums else None
+
+
+def stored_blocks(tensor: ir.TensorProtocol, *, transposed: bool) -> StoredBlocks | None:
+    """The blocks of ``tensor``, a matrix [K, N] if ``transposed``, else [N, K]; None when it has none."""
+    found: StoredBlocks | None = tensor.meta.get(STORED_BLOCKS_TURNED if transposed else STORED_BLOCKS)
+    return found
+
+
+def turned(source: ir.TensorProtocol, result: ir.TensorProtocol) -> None:
+    """Let ``result``, the transpose of the matrix ``source``, carry its blocks."""
+    for here, there in (
+        (STORED_BLOCKS, STORED_BLOCKS_TURNED),
+        (STORED_BLOCKS_TURNED, STORED_BLOCKS),
+    ):
+        if here in source.meta:
+            result.meta[there] = source.meta[here]
+
+
+def joined(pieces: Sequence[tuple[ir.TensorProtocol, tuple[int, ...]]], result: ir.TensorProtocol) -> None:
+    """Let ``result``, chosen columns of the matrices [K, N] side by side, carry their blocks.
+
+    Only if all have blocks of one form: a matrix has one kind of block.
+    """
+    found = [(stored_blocks(tensor, transposed=True), columns) for tensor, columns in pieces]
+    kept = tuple((blocks, columns) for blocks, columns in found if blocks is not None)
+    if len(kept) == len(pieces) and len({blocks.form for blocks, _ in kept}) == 1:
+        result.meta[STORED_BLOCKS_TURNED] = _Joined(kept)
