@@ -3,23 +3,39 @@
 import dataclasses
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onnxforge.compiler import generation_flags as flags
 from onnxforge.compiler.options import Artifact, AsJson, Debug, Threads
 
+if TYPE_CHECKING:
+    from onnxforge.runtimes import Decoder
+
+_MOST_NEW_TOKENS = 128
 _Prompt = Annotated[
     str | None,
     typer.Argument(metavar="PROMPT", help="The text to continue. Default: stdin.", show_default=False),
+]
+
+_MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        "-n",
+        help=f"At most so many new tokens. Default: what fits, at most {_MOST_NEW_TOKENS}.",
+    ),
+]
+_Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Drop the oldest tokens of a prompt that does not fit.")
 ]
 
 
 def run(
     folder: Artifact,
     prompt: _Prompt = None,
-    max_new_tokens: flags.MaxNewTokens = 128,
+    max_new_tokens: _MaxNewTokens = None,
     do_sample: flags.DoSample = None,
     temperature: flags.Temperature = None,
     top_k: flags.TopK = None,
@@ -27,6 +43,7 @@ def run(
     repetition_penalty: flags.RepetitionPenalty = None,
     seed: flags.Seed = None,
     stop: flags.Stop = None,
+    truncate: _Truncate = False,
     threads: Threads = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -44,7 +61,7 @@ def run(
             return
         with model.stream(
             text,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=_what_fits(model, text, truncate) if max_new_tokens is None else max_new_tokens,
             do_sample=do_sample,
             temperature=temperature,
             top_k=top_k,
@@ -52,6 +69,7 @@ def run(
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
+            truncate="left" if truncate else None,
         ) as stream:
             for piece in stream:
                 if not as_json:
@@ -67,3 +85,10 @@ def run(
         f"{stats.new_tokens} new at {stats.decode_tokens_per_s:.1f}/s, ended by {result.finish_reason}",
         file=sys.stderr,
     )
+
+
+def _what_fits(model: "Decoder", text: str, truncate: bool) -> int:
+    """New tokens when nobody said how many: what the prompt leaves of the context, with a bound."""
+    context = model.manifest.context_length
+    left = context - len(model.prompt_tokens(text))
+    return min(_MOST_NEW_TOKENS, max(left, context // 2 if truncate else 1, 1))

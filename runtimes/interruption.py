@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Literal, Self
 
+import numpy as np
+
 from onnxforge.runtimes.errors import RequestError
 from onnxforge.runtimes.session import new_run_options
 
@@ -46,12 +48,14 @@ class Interruption:
     """One request's run options, watched by its cancel token and its deadline while the request is open."""
 
     def __init__(self, cancel: CancelToken | None, deadline: float | None) -> None:
-        if deadline is not None and not deadline > 0:
-            raise RequestError(f"deadline is {deadline}; pass seconds above 0.")
+        if cancel is not None and not isinstance(cancel, CancelToken):
+            raise RequestError(
+                f"cancel is {cancel!r:.60}; pass a CancelToken, and call its cancel() to stop."
+            )
         self.run_options = new_run_options()
         self.reason: InterruptReason | None = None
         self._cancel = cancel
-        self._ends = None if deadline is None else time.monotonic() + deadline
+        self._ends = None if deadline is None else _end(deadline)
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Self:
@@ -77,3 +81,11 @@ class Interruption:
         if self.reason is None:
             self.reason = reason
         self.run_options.terminate = True
+
+
+def _end(deadline: float) -> float | None:
+    """The moment when ``deadline`` seconds are over; None when that is later than any timer can wait."""
+    valid = isinstance(deadline, int | float | np.integer | np.floating) and not isinstance(deadline, bool)
+    if not valid or not deadline > 0:  # NaN too
+        raise RequestError(f"deadline is {deadline!r:.60}; pass seconds above 0.")
+    return None if deadline >= threading.TIMEOUT_MAX else time.monotonic() + float(deadline)

@@ -14,6 +14,7 @@ Prompts = Sequence[str] | Sequence[Sequence[int]] | Sequence[Sequence[Message]] 
 Truncate = Literal["left"]
 
 DEFAULT_NEW_TOKENS = 256
+_ONE_PROMPT = (str, Sequence, np.ndarray)
 
 
 def is_batch(prompt: Prompt | Prompts) -> bool:
@@ -26,7 +27,14 @@ def is_batch(prompt: Prompt | Prompts) -> bool:
         raise RequestError(f"A prompt is a text, a chat or token ids, not {type(prompt).__name__}.")
     if len(prompt) == 0:
         raise RequestError("The prompt is empty; pass at least one token, message or text.")
-    return isinstance(prompt[0], str | Sequence | np.ndarray)
+    if not isinstance(prompt[0], _ONE_PROMPT):
+        return False
+    for row, item in enumerate(prompt):
+        if not isinstance(item, _ONE_PROMPT):
+            raise RequestError(
+                f"Prompt {row} of the batch is a {type(item).__name__}; each is a text, a chat or token ids."
+            )
+    return True
 
 
 def is_chat(prompt: Prompt) -> bool:
@@ -68,6 +76,18 @@ def fit_context(
     if wanted > room:
         raise ContextOverflow(
             f"{len(tokens)} prompt tokens and {wanted} new ones exceed the model's context of {context}. "
-            "Shorten the prompt, lower max_new_tokens, or pass truncate='left' to drop the oldest tokens."
+            f"{_ways_to_fit(len(tokens), wanted, context, truncate)}."
         )
     return list(tokens[-(context - wanted) :]), wanted
+
+
+def _ways_to_fit(prompt: int, wanted: int, context: int, truncate: Truncate | None) -> str:
+    """What would help; nothing that was done already, or that would not be enough."""
+    if wanted >= context:
+        return f"Lower max_new_tokens to {context - min(prompt, context - 1)} or less"
+    ways = [f"Shorten the prompt to {context - wanted} tokens"]
+    if prompt < context:
+        ways.append(f"lower max_new_tokens to {context - prompt}")
+    if truncate is None:
+        ways.append("drop the oldest prompt tokens with truncate='left' (`run --truncate`)")
+    return ", or ".join(ways)

@@ -10,15 +10,25 @@ from collections.abc import Iterable
 import numpy as np
 
 from onnxforge.runtimes.binding import Floats, Int64s
-from onnxforge.runtimes.errors import NumericalError
+from onnxforge.runtimes.errors import NumericalError, RequestError
 from onnxforge.runtimes.generation_options import GenerationOptions
+
+_LEAST_PENALTY, _MOST_PENALTY = 1e-3, 1e3
 
 
 class Sampler:
     """The choices of one sequence; equal options, seed and logits give equal tokens."""
 
     def __init__(self, options: GenerationOptions, prompt: Iterable[int], stream: int = 0) -> None:
-        """`stream` keeps the sequences of one batch apart: row n draws from child n of the seed."""
+        """`stream` keeps the sequences of one batch apart: row n draws from child n of the seed.
+
+        Raises RequestError for a repetition penalty that would make float32 logits overflow.
+        """
+        if not _LEAST_PENALTY <= options.repetition_penalty <= _MOST_PENALTY:
+            raise RequestError(
+                f"repetition_penalty is {options.repetition_penalty:g}; pass {_LEAST_PENALTY:g} to "
+                f"{_MOST_PENALTY:g}. 1 changes nothing, and 1.1 to 1.3 is usual."
+            )
         self._options = options
         self._penalised = options.repetition_penalty != 1.0
         self._seen = np.unique(np.fromiter(prompt, np.int64)) if self._penalised else np.empty(0, np.int64)
@@ -49,8 +59,11 @@ class Sampler:
 
     def _draw(self, logits: Floats) -> int:
         tokens = _top_k(logits, self._options.top_k)
-        scores = logits[tokens].astype(np.float64) / self._options.temperature
-        weights = np.exp(scores - scores.max())
+        scores = logits[tokens].astype(np.float64)
+        # The largest becomes 0 before the division: a temperature near 0 then leaves it 0 and sends the
+        # others to -inf, which is its meaning.
+        with np.errstate(over="ignore"):
+            weights = np.exp((scores - scores.max()) / self._options.temperature)
         if self._options.top_p < 1.0:
             kept = _top_p(weights, self._options.top_p)
             tokens, weights = tokens[kept], weights[kept]

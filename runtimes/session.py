@@ -1,5 +1,6 @@
 """One ONNX Runtime session for an artifact, on the provider its manifest names."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def open_session(
     `entries` are session config entries; `threads` is the number of intra-op threads, None for one per core.
     Raises RequestError when this installation lacks the provider, ArtifactError when the graph does not load.
     """
-    if threads is not None and threads < 1:
-        raise RequestError(f"threads is {threads}; pass 1 or more, or None for one per core.")
+    if threads is not None:
+        _check_threads(threads)
     available = onnxruntime.get_available_providers()
     if provider not in available:
         package = _PACKAGES.get(provider, f"an ONNX Runtime build with {provider}")
@@ -63,6 +64,17 @@ def open_session(
             f"ONNX Runtime fell back to {session.get_providers()[0]}. Repair the installation."
         )
     return session
+
+
+def _check_threads(threads: object) -> None:
+    """ONNX Runtime starts as many threads as it is told, and with very many it never comes back."""
+    cores = os.cpu_count() or 1
+    most = max(64, 4 * cores)
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= most:
+        raise RequestError(
+            f"threads is {threads!r}; pass a whole number from 1 to {most} (64, or 4 for each of this "
+            f"machine's {cores} cores if that is more), or None for one per core."
+        )
 
 
 def new_run_options() -> onnxruntime.RunOptions:
