@@ -90,6 +90,7 @@ def _encoder(
 _ALL = (
     _decoder("cohere", "Cohere"),
     _decoder("exaone4", "Exaone4"),
+    _decoder("gemma", "Gemma"),
     _decoder("gemma2", "Gemma2"),
     _decoder("gemma3_text", "Gemma3", module="gemma3", config="Gemma3TextConfig"),
     _decoder("gpt2", "GPT2", head="LMHeadModel", layers="h"),
@@ -105,6 +106,7 @@ _ALL = (
     _decoder("qwen3", "Qwen3"),
     _decoder("smollm3", "SmolLM3"),
     _decoder("stablelm", "StableLm"),
+    _decoder("starcoder2", "Starcoder2"),
     _encoder("bert", "Bert", token_types=True, pretraining=Task.FILL_MASK),
     _encoder("distilbert", "DistilBert", layers="transformer.layer"),
     _encoder("electra", "Electra", token_types=True),

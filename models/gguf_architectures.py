@@ -61,7 +61,7 @@ _SANDWICH = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _ROTARY = {"attn_q": Layout.ROTARY, "attn_k": Layout.ROTARY}
-_ROPE_TABLES = frozenset({"rope_freqs", "rope_factors_long", "rope_factors_short"})
+_ROPE_TABLE = frozenset({"rope_freqs"})
 
 
 def _ones(*names: str) -> dict[str, Layout]:
@@ -69,7 +69,7 @@ def _ones(*names: str) -> dict[str, Layout]:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", "LlamaForCausalLM", _OUTER, _LLAMA, _ROTARY, unlisted=_ROPE_TABLES),
+    "llama": Architecture("llama", "LlamaForCausalLM", _OUTER, _LLAMA, _ROTARY, unlisted=_ROPE_TABLE),
     "granite": Architecture("granite", "GraniteForCausalLM", _OUTER, _LLAMA, _ROTARY),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _OUTER, _LLAMA, _ROTARY),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _OUTER, _LLAMA),
@@ -130,7 +130,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "ffn_up": "mlp.gate_up_proj",
             "ffn_down": "mlp.down_proj",
         },
-        unlisted=_ROPE_TABLES,
     ),
     "phi2": Architecture(
         "phi",

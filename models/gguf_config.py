@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxforge.models.errors import SourceError, UnsupportedModel
+from onnxforge.models.families import FAMILIES
 from onnxforge.models.gguf_architectures import ARCHITECTURES, Architecture
 from onnxforge.models.gguf_file import GgufFile, Value
 from onnxforge.models.gguf_rope import rope_config
@@ -52,13 +53,14 @@ def architecture_of(file: GgufFile) -> tuple[Architecture, Header]:
     """The record of the file's architecture.
 
     Raises:
-        UnsupportedModel: an architecture without a record; the message lists those that have one.
+        UnsupportedModel: an architecture without a record; the message lists those that compile.
     """
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
+        known = sorted(stored for stored, record in ARCHITECTURES.items() if record.model_type in FAMILIES)
         raise UnsupportedModel(
             f"{file.path}: GGUF architecture {name!r} is not known. Known: "
-            f"{', '.join(sorted(ARCHITECTURES))}. "
+            f"{', '.join(known)}. "
             "Use the Hugging Face folder of this model instead."
         )
     return ARCHITECTURES[name], Header(file, name)

@@ -1,7 +1,6 @@
 """The rotary position encoding of a GGUF file, as Hugging Face's ``rope_theta`` and ``rope_scaling``."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxforge.models.errors import UnsupportedModel
 from onnxforge.models.gguf_file import GgufFile
@@ -9,6 +8,7 @@ from onnxforge.models.gguf_tensors import GgufBlocks
 from onnxforge.models.source import Json
 
 _DEFAULT_BASE = 10000.0
+_FREQUENCIES = "rope_freqs.weight"
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
 """Llama 3.1's constants; a GGUF file holds only the factors they lead to."""
 
@@ -29,21 +29,17 @@ def rope_config(file: GgufFile, name: str, head_dim: int) -> dict[str, Json]:
     rotated = turned if isinstance(turned, int) else head_dim
     if scaling := _scaling(file, name, theta, rotated):
         result["rope_scaling"] = scaling
-    original = metadata.get(f"{name}.rope.scaling.original_context_length")
-    if name == "phi3" and isinstance(original, int):
-        result["original_max_position_embeddings"] = original
     return result
 
 
 def _scaling(file: GgufFile, name: str, theta: float, rotated: int) -> dict[str, Json] | None:
-    if "rope_freqs.weight" in file.tensors:
+    if _FREQUENCIES in file.tensors:
         return _llama3(file, theta, rotated)
     if "rope_factors_long.weight" in file.tensors:
-        return {
-            "rope_type": "longrope",
-            "long_factor": [float(value) for value in _table(file, "rope_factors_long.weight")],
-            "short_factor": [float(value) for value in _table(file, "rope_factors_short.weight")],
-        }
+        raise UnsupportedModel(
+            f"{file.path}: its rotary factors (rope_factors_long, rope_factors_short) follow the length of "
+            "the prompt, and a graph holds one table. Use a model of the family with a short context (4k)."
+        )
     kind = file.metadata.get(f"{name}.rope.scaling.type", "none")
     factor = file.metadata.get(f"{name}.rope.scaling.factor", 1.0)
     if kind == "none" or not isinstance(factor, int | float) or factor in (0.0, 1.0):
@@ -59,15 +55,9 @@ def _scaling(file: GgufFile, name: str, theta: float, rotated: int) -> dict[str,
     )
 
 
-def _table(file: GgufFile, tensor: str) -> NDArray[np.float32]:
-    if tensor not in file.tensors:
-        raise UnsupportedModel(f"{file.path}: tensor {tensor!r} is missing beside its counterpart.")
-    return GgufBlocks(file.path, file.tensors[tensor]).values().reshape(-1)
-
-
 def _llama3(file: GgufFile, theta: float, rotated: int) -> dict[str, Json] | None:
     """Llama 3.1 scaling: accepted only if its published constants give the very factors of the file."""
-    stored = _table(file, "rope_freqs.weight")
+    stored = GgufBlocks(file.path, file.tensors[_FREQUENCIES]).values().reshape(-1)
     factor = float(stored.max(initial=1.0))
     if (stored == 1).all():
         return None

@@ -56,6 +56,7 @@ TINY: dict[str, dict[str, Json]] = {
     "qwen2": _DECODER
     | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2, "tie_word_embeddings": True},
     "qwen3": _DECODER | {"head_dim": 16, "tie_word_embeddings": True},
+    "gemma": _DECODER | {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True},
     "gemma2": _DECODER
     | {
         "head_dim": 16,
@@ -97,6 +98,7 @@ TINY: dict[str, dict[str, Json]] = {
         "eos_token_id": 2,
     },
     "stablelm": _DECODER | {"partial_rotary_factor": 0.5, "use_qkv_bias": True, "qk_layernorm": True},
+    "starcoder2": _DECODER | {"sliding_window": 5, "use_bias": True, "tie_word_embeddings": True},
     "cohere": _DECODER | {"logit_scale": 0.25, "use_qk_norm": True},
     "exaone4": _DECODER
     | {

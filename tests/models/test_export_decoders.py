@@ -8,7 +8,7 @@ import pytest
 from onnxforge.models.families import FAMILIES
 
 DECODERS = sorted(name for name, family in FAMILIES.items() if family.is_decoder)
-WINDOWED = {"exaone4", "gemma2", "gemma3_text", "mistral", "phi3", "qwen2"}
+WINDOWED = {"exaone4", "gemma2", "gemma3_text", "mistral", "phi3", "qwen2", "starcoder2"}
 LENGTHS = (9, 4, 7)
 STEPS = 3
 

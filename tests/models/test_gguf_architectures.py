@@ -12,7 +12,7 @@ import torch
 import transformers
 from gguf import GGUFWriter
 
-from onnxforge.models import SourceKind, UnsupportedModel, export_model, open_model
+from onnxforge.models import SourceKind, export_model, open_model
 from onnxforge.models.gguf_architectures import ARCHITECTURES, Layout
 from onnxforge.models.gguf_codes import STORED_BLOCKS
 from onnxforge.models.gguf_tensors import BLOCKS_META

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import LlamaConfig, Phi3Config
+from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from onnxforge.models import UnsupportedModel
@@ -89,18 +89,7 @@ def test_a_part_of_each_head_may_be_turned(tmp_path):
     assert values == {"rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 
 
-def test_phi3_long_rope_takes_its_factors_from_the_tables(tmp_path):
-    tables = {
-        f"rope_factors_{name}.weight": np.linspace(1, top, 32) for name, top in (("long", 9), ("short", 2))
-    }
-    file = _file(tmp_path, tables)
-    metadata = {"phi3.rope.scaling.original_context_length": 4096, "phi3.rope.freq_base": 10000.0}
-    values = rope_config(GgufFile(file.path, metadata, file.tensors), "phi3", _HEAD)
-    config = Phi3Config(
-        hidden_size=_HEAD * 2, num_attention_heads=2, max_position_embeddings=131072, pad_token_id=0, **values
-    )
-    assert config.rope_parameters["rope_type"] == "longrope"
-    assert config.original_max_position_embeddings == 4096
-    np.testing.assert_allclose(config.rope_parameters["long_factor"], np.linspace(1, 9, 32), rtol=1e-6)
-    with pytest.raises(UnsupportedModel, match="missing beside its counterpart"):
-        rope_config(GgufFile(file.path, metadata, dict(list(file.tensors.items())[:1])), "phi3", _HEAD)
+def test_factors_that_follow_the_prompt_are_refused(tmp_path):
+    tables = {f"rope_factors_{name}.weight": np.linspace(1, 9, 32) for name in ("long", "short")}
+    with pytest.raises(UnsupportedModel, match=r"rope_factors_long.* follow the length of the prompt"):
+        rope_config(_file(tmp_path, tables), "llama", _HEAD)
