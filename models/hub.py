@@ -8,24 +8,28 @@ from pathlib import Path
 
 from onnxforge.models.errors import SourceError
 from onnxforge.models.hf_folder import INDEX, NO_PICKLES, PICKLES, WEIGHTS
-from onnxforge.models.sidecars import SIDECARS
+from onnxforge.models.sidecars import MODULE_CONFIGS, SIDECARS
 
 _WANTED = (
     "config.json",
     WEIGHTS,
     INDEX,
     "model-*.safetensors",
-    "[0-9]_*/config.json",
+    MODULE_CONFIGS,
     *SIDECARS,
 )
+
+
+class NotOnHub(SourceError):
+    """The hub has no such model, as far as it can be asked from here."""
 
 
 def fetch_snapshot(name: str, revision: str | None) -> Path:
     """The folder in the hub cache that holds ``name`` at ``revision`` (default: the main branch).
 
     Raises:
-        SourceError: no such repository or revision, gated or private, offline and not cached, no network, or
-            a repository without safetensors weights.
+        NotOnHub: no such repository, or a private one; or not cached, and offline or without network.
+        SourceError: no such revision, gated, an interrupted download, or no safetensors weights.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -43,12 +47,12 @@ def fetch_snapshot(name: str, revision: str | None) -> Path:
             f"{name} on {_endpoint()} has no revision {revision!r}. Name a branch, a tag or a commit of it."
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise SourceError(
+        raise NotOnHub(
             f"{what} is not on {_endpoint()}, or is private. Check the spelling; for a private model set "
             "HF_TOKEN."
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        raise SourceError(_not_cached(what, error)) from error
+        raise NotOnHub(_not_cached(what, error)) from error
     except Exception as error:  # the client passes on the errors of whichever HTTP library it uses
         raise SourceError(
             f"{what} could not be fetched from {_endpoint()}: {type(error).__name__}: {error}. Try again; "

@@ -8,11 +8,13 @@ from onnxforge.models.demo import DEMOS, locate_demo
 from onnxforge.models.errors import SourceError
 from onnxforge.models.gguf_source import open_gguf
 from onnxforge.models.hf_folder import NO_PICKLES, PICKLES, open_folder
-from onnxforge.models.hub import fetch_snapshot
+from onnxforge.models.hub import NotOnHub, fetch_snapshot
 from onnxforge.models.onnx_source import open_onnx
 from onnxforge.models.source import Source
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BARE_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]{0,94}\w)?", re.ASCII)
+"""The id of a model without an organisation (``gpt2``): what huggingface_hub takes for one."""
 _FORMS = (
     "a Hugging Face folder, a hub id (org/name or org/name@revision), a .gguf file, an .onnx file, or a "
     f"demo name ({', '.join(DEMOS)})"
@@ -23,8 +25,8 @@ def open_model(ref: str, *, revision: str | None = None) -> Source:
     """Find and read a model. Nothing large is loaded: weights are lazy.
 
     Args:
-        ref: a folder, a ``.gguf`` or ``.onnx`` file, a hub id ``org/name[@revision]``, or a demo name. A path
-            that exists wins over a hub id.
+        ref: a folder, a ``.gguf`` or ``.onnx`` file, a hub id ``org/name[@revision]``, or a demo name. A demo
+            name and a path that exists win over a hub id without an organisation (``gpt2``).
         revision: branch, tag or commit, for hub ids only.
 
     Raises:
@@ -36,11 +38,12 @@ def open_model(ref: str, *, revision: str | None = None) -> Source:
     path = _path(ref)
     if ref not in DEMOS and not _exists(path):
         name, _, at = ref.partition("@")
-        if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".onnx", *PICKLES):
-            if revision is not None and at not in ("", revision):
-                raise SourceError(f"{ref!r} and revision {revision!r} name two revisions. Leave one out.")
-            return open_folder(fetch_snapshot(name, revision or at or None), ref)
-        raise SourceError(_unknown(ref))
+        named = _HUB_ID.fullmatch(name) or _BARE_NAME.fullmatch(name)
+        if not named or path.suffix in (".gguf", ".onnx", *PICKLES):
+            raise SourceError(_unknown(ref))
+        if revision is not None and at not in ("", revision):
+            raise SourceError(f"{ref!r} and revision {revision!r} name two revisions. Leave one out.")
+        return open_folder(_fetched(ref, name, revision or at or None), ref)
     if revision is not None:
         raise SourceError(
             f"A revision ({revision}) belongs to a hub id; {ref!r} is a local model. Leave it out."
@@ -48,6 +51,16 @@ def open_model(ref: str, *, revision: str | None = None) -> Source:
     if ref in DEMOS and not _exists(path):
         path = locate_demo(ref)
     return _open_path(path, ref)
+
+
+def _fetched(ref: str, name: str, revision: str | None) -> Path:
+    """The snapshot of a hub model; a bare name that the hub has not is rather a misspelt demo or path."""
+    try:
+        return fetch_snapshot(name, revision)
+    except NotOnHub as error:
+        if "/" in name:
+            raise
+        raise SourceError(f"{_unknown(ref)} As a hub id: {error}") from error
 
 
 def _open_path(path: Path, ref: str) -> Source:

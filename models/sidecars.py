@@ -20,6 +20,8 @@ SIDECARS = (
     "config_sentence_transformers.json",
 )
 """Files beside the weights, by name; the folders of sentence-transformers modules come on top."""
+MODULE_CONFIGS = "[0-9]*_*/config.json"
+"""Those folders' configurations, as a pattern: ``1_Pooling/config.json``."""
 _DROPPED = ("auto_map", "trust_remote_code", "custom_ops_library", "custom_pipelines")
 """Keys that make some loader run code from the model's repository."""
 _DROPPED_PREFIX = "_attn_implementation"
@@ -40,7 +42,7 @@ def sidecar_files(folder: Path, problems: list[str]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     names = [
         *SIDECARS,
-        *(path.relative_to(folder).as_posix() for path in sorted(folder.glob("[0-9]*_*/config.json"))),
+        *(path.relative_to(folder).as_posix() for path in sorted(folder.glob(MODULE_CONFIGS))),
     ]
     for name in names:
         if not (folder / name).exists() and not (folder / name).is_symlink():

@@ -5,6 +5,7 @@ fresh copy of its exported graph (the export itself, some seconds, happens once 
 """
 
 import importlib
+import os
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -14,6 +15,8 @@ from onnxforge.models.export import export_model
 from onnxforge.models.families import FAMILIES
 from onnxforge.models.source import Json, Source, SourceKind
 from onnxforge.models.tasks import parse_task
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a misspelt name is looked for on the hub: never from a test
 
 VOCAB = 97
 

@@ -32,6 +32,7 @@ def _repository(value: float) -> dict[str, bytes]:
         "onnx/model.onnx": b"another copy",
         "tokenizer.json": b"{}",
         "1_Pooling/config.json": b"{}",
+        "10_Normalize/config.json": b"{}",
         "README.md": b"# prose",
     }
 
@@ -53,9 +54,11 @@ class Hub:
         self.requests.append((path, token))
         parts = [unquote(part) for part in path.strip("/").split("/")]
         api = parts[:2] == ["api", "models"]
-        name = "/".join(parts[2:4] if api else parts[:2])
-        kind, revision = (parts[4], parts[5]) if api else (parts[2], parts[3])
-        rest = "/".join(parts[6:] if api else parts[4:])
+        parts = parts[2:] if api else parts
+        words = 1 if parts[1] in ("revision", "tree", "resolve") else 2
+        name = "/".join(parts[:words])
+        kind, revision, *inner = parts[words:]
+        rest = "/".join(inner)
         if name == "org/gated" and token != f"Bearer {_TOKEN}":
             return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
         if name not in self.repositories:
@@ -85,6 +88,7 @@ def hub() -> Iterator[Hub]:
     held = Hub(
         {
             "org/model": {"main": _repository(1.0), "v2": _repository(2.0)},
+            "gpt2": {"main": _repository(4.0)},
             "org/gated": {"main": _repository(3.0)},
             "org/pickled": {"main": {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}},
         }
@@ -151,8 +155,9 @@ def test_a_hub_model_is_fetched_whole_once_and_then_read_from_the_cache(hub, tmp
     value, config, sidecars, digests = first
     assert (value, second[0]) == (1.0, 2.0)
     assert config == {key: _CONFIG[key] for key in ("model_type", "architectures")}
-    assert sidecars == ["1_Pooling/config.json", "tokenizer.json"]
-    assert digests == ["1_Pooling/config.json", "config.json", "model.safetensors", "tokenizer.json"]
+    modules = ["10_Normalize/config.json", "1_Pooling/config.json"]
+    assert sidecars == [*modules, "tokenizer.json"]
+    assert digests == [*modules, "config.json", "model.safetensors", "tokenizer.json"]
     assert {token for _, token in hub.requests} == {f"Bearer {_TOKEN}"}
     fetched = {path.rsplit("/", 1)[-1] for path, _ in hub.requests if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}  # 1_Pooling's is config.json too
@@ -164,6 +169,18 @@ def test_a_hub_model_is_fetched_whole_once_and_then_read_from_the_cache(hub, tmp
     assert "org/gated is not (completely) in the cache" in offline[2]
     assert "HF_HUB_OFFLINE forbids" in offline[2]
     assert len(hub.requests) == asked
+
+
+def test_a_model_without_an_organisation_is_found_by_its_bare_name(hub, tmp_path):
+    found, misspelt, unreachable = (
+        _open(hub, tmp_path / "home", ref, HF_ENDPOINT=url)[0]
+        for ref, url in (("gpt2", hub.url), ("minilm-l", hub.url), ("gpt3", "http://127.0.0.1:9"))
+    )
+    assert found[0] == 4.0
+    assert misspelt.startswith("There is no model 'minilm-l'. Did you mean 'minilm-l6'?")
+    assert f"minilm-l is not on {hub.url}" in misspelt
+    assert unreachable.startswith("There is no model 'gpt3'.")
+    assert "http://127.0.0.1:9 cannot be reached" in unreachable
 
 
 def test_what_the_hub_refuses_is_said_in_one_paragraph(hub, tmp_path):

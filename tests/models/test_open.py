@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from onnxforge.models import SourceError, SourceKind, demo, open_model
+from onnxforge.models import open as open_module
 from onnxforge.models.demo import DEMOS
+from onnxforge.models.hub import NotOnHub
 
 
 def test_the_demo_decoder_is_whole():
@@ -102,6 +104,29 @@ def test_an_unknown_name_is_answered_with_the_accepted_forms(ref, parts, tmp_pat
     with pytest.raises(SourceError) as caught:
         open_model(ref)
     assert any(part in str(caught.value) for part in parts)
+
+
+def test_a_bare_name_that_is_neither_demo_nor_path_is_a_hub_id(tmp_path, monkeypatch):
+    asked = []
+
+    def absent(name, revision):
+        asked.append((name, revision))
+        raise NotOnHub(f"{name} is not on the hub.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(open_module, "fetch_snapshot", absent)
+    for ref in ("gpt2", "gpt2@v1", "smollm2-135"):
+        with pytest.raises(SourceError, match=rf"^There is no model '{ref}'\..*is not on the hub\.$"):
+            open_model(ref)
+    assert asked == [("gpt2", None), ("gpt2", "v1"), ("smollm2-135", None)]
+    for ref in ("a--b", "a..b", "name.git", "name-", "-name", "model.gguf", "x" * 97, "café"):
+        with pytest.raises(SourceError, match=r"^There is no model") as caught:
+            open_model(ref)
+        assert "As a hub id" not in str(caught.value)
+    (tmp_path / "gpt2").mkdir()
+    with pytest.raises(SourceError, match=r"config\.json"):
+        open_model("gpt2")
+    assert len(asked) == 3
 
 
 def test_a_revision_belongs_to_a_hub_id(tmp_path):
