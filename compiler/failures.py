@@ -1,5 +1,6 @@
 """Every exception that may reach the command line: the paragraph it is told in, and its exit code."""
 
+import re
 from dataclasses import dataclass
 
 from onnxforge.compiler.errors import CompileError
@@ -8,6 +9,8 @@ from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.passes.base import PassRefused
 from onnxforge.runtimes.errors import ArtifactError, ContextOverflow, NumericalError, RequestError
 
+_DOUBLED_STOP = re.compile(r"(?<=[\w)\]'\"`])\.(?=[.;](\s|$))")
+"""The full stop of a message that was quoted inside another; not an ellipsis, not the folder above."""
 _REFUSED = (SourceError, UnsupportedModel, PassRefused, ArtifactError, ContextOverflow, RequestError)
 
 
@@ -41,4 +44,4 @@ def explain(error: Exception) -> Failure:
 def one_paragraph(text: str) -> str:
     """``text`` on one line, without the control characters that a model's files could smuggle in."""
     printable = (c if c.isprintable() else " " for c in text)
-    return " ".join("".join(printable).split())
+    return _DOUBLED_STOP.sub("", " ".join("".join(printable).split()))

@@ -9,10 +9,17 @@ class SourceError(Exception):
     @classmethod
     def listing(cls, what: str, problems: Sequence[str], advice: str) -> "SourceError":
         """One error that names every problem found: ``what``, the numbered ``problems``, then ``advice``."""
-        if len(problems) == 1:
-            return cls(f"{what}: {problems[0]}. {advice}")
-        lines = "; ".join(f"({index}) {problem}" for index, problem in enumerate(problems, start=1))
-        return cls(f"{what}: {len(problems)} problems: {lines}. {advice}")
+        parts = [_unended(problem) for problem in problems]
+        if len(parts) > 1:
+            parts = [f"({index}) {part}" for index, part in enumerate(parts, start=1)]
+            what = f"{what}: {len(parts)} problems"
+        told = f"{what}: {'; '.join(parts)}"
+        return cls(f"{told}{'' if told.endswith('...') else '.'} {advice}")
+
+
+def _unended(sentence: str) -> str:
+    """Without its full stop, so that it can go on; the last words may be another error's whole message."""
+    return sentence if sentence.endswith("...") else sentence.rstrip(".")
 
 
 class UnsupportedModel(Exception):
