@@ -29,8 +29,24 @@ _Target = Annotated[
         "--target", "-t", help="Where it is to run (see `onnxforge targets`), or the path of a .toml."
     ),
 ]
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():  # Path("") is the current folder, and nobody means that by it
+        raise typer.BadParameter("it is empty; say where the artifact goes")
+    path = Path(text)
+    return path if path.name.strip(".") else path.resolve()  # `.` and `..` are no names for an artifact
+
+
 _Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder to write. An artifact there is replaced whole.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        parser=_folder,
+        help="Folder to write. An artifact there is replaced whole.",
+    ),
 ]
 _Task = Annotated[
     str | None,
@@ -74,6 +90,11 @@ def compile_(
         return
     if output is None:
         raise typer.BadParameter("say where the artifact goes: -o DIR", param_hint="--output")
+
+    if eval_text is not None:
+        from onnxforge.compiler.eval_text import evaluation_text
+
+        evaluation_text(eval_text)  # refuses now what the proof would refuse after the work
 
     from onnxforge.compiler.driver import compile_model
     from onnxforge.compiler.headline import headline

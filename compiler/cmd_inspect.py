@@ -57,7 +57,7 @@ def dissect(path: Path) -> Anatomy:
     """Count the graph at ``path`` without reading its weights.
 
     Raises:
-        RequestRefused: nothing there is an ONNX graph.
+        RequestRefused: nothing there is an ONNX graph, or its weight files are missing or too short.
     """
     import onnx_ir as ir
 
@@ -72,6 +72,7 @@ def dissect(path: Path) -> Anatomy:
         model = ir.load(file)
     except Exception as error:  # protobuf and onnx raise many kinds, and all of them mean this
         raise RequestRefused(f"{file} is no readable ONNX graph: {error}") from error
+    _require_weights(model, file)
     stats = graph_stats(model)
     weights: dict[str, tuple[int, int]] = {}
     for graph in model.graphs():
@@ -91,6 +92,27 @@ def dissect(path: Path) -> Anatomy:
         inputs=tuple(_signature(v) for v in model.graph.inputs),
         outputs=tuple(_signature(v) for v in model.graph.outputs),
     )
+
+
+def _require_weights(model: "ir.Model", file: Path) -> None:
+    import onnx_ir as ir
+
+    from onnxforge.compiler.errors import RequestRefused
+
+    ends: dict[Path, int] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(tensor := value.const_value, ir.ExternalTensor):
+                end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+                ends[Path(tensor.path)] = max(end, ends.get(Path(tensor.path), 0))
+    sizes = {path: path.stat().st_size if path.is_file() else None for path in ends}
+    problems = [
+        f"{path}: {'missing' if size is None else f'{size} bytes'}, {ends[path]} expected at least"
+        for path, size in sorted(sizes.items())
+        if size is None or size < ends[path]
+    ]
+    if problems:
+        raise RequestRefused(f"{file} lacks weights: {'; '.join(problems)}. Compile or fetch it again.")
 
 
 def _signature(value: "ir.Value") -> str:

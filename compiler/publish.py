@@ -30,7 +30,7 @@ from onnxforge.runtimes.errors import ArtifactError
 _SHOWN = 5
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
@@ -41,8 +41,7 @@ def staging(output: Path) -> Iterator[Path]:
     Raises:
         PublishRefused: ``output`` is not ours to replace or not writable, or another compile holds it.
     """
-    output = output.absolute().resolve()
-    _refuse_foreign(output)
+    output = _place(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with _lock(output):
@@ -72,8 +71,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 def swap(folder: Path, output: Path) -> None:
     """Force the finished ``folder`` to disk and put it at ``output`` in one step; then delete the old one."""
-    output = output.absolute().resolve()
-    _refuse_foreign(output)  # again: the target may have appeared while we compiled
+    output = _place(output)  # again: the target may have appeared while we compiled
     _sync_tree(folder)
     failpoint("before-swap")
     if output.exists() and any(output.iterdir()):
@@ -86,15 +84,25 @@ def swap(folder: Path, output: Path) -> None:
     failpoint("after-delete")
 
 
+def _place(output: Path) -> Path:
+    """``output`` with every link followed, once it is sure that an artifact may be put there."""
+    try:
+        place = output.absolute().resolve()
+        _refuse_foreign(place)
+    except RuntimeError as error:  # what Python before 3.13 says of a link that leads to itself
+        raise PublishRefused(_os_paragraph(OSError(errno.ELOOP, str(error)), output)) from error
+    except OSError as error:
+        raise PublishRefused(_os_paragraph(error, output)) from error
+    return place
+
+
 def _refuse_foreign(output: Path) -> None:
     if not output.exists():
         return
     if not output.is_dir():
         raise PublishRefused(f"{output} is a file. An artifact is a folder: choose another name with `-o`.")
-    present = {
-        p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_symlink() or not p.is_dir()
-    }
-    if not present:
+    files = (p for p in output.rglob("*") if p.is_symlink() or not p.is_dir())
+    if (first := next(files, None)) is None:
         return
     try:
         listed = {MANIFEST, *(record.path for record in read_manifest(output).files)}
@@ -103,6 +111,7 @@ def _refuse_foreign(output: Path) -> None:
             f"{output} exists and is not an artifact, so it will not be replaced: {error} "
             "Choose another folder with `-o`, or empty this one."
         ) from error
+    present = {p.relative_to(output).as_posix() for p in (first, *files)}  # only now: it may be a whole home
     if strangers := sorted(present - listed):
         shown = ", ".join(strangers[:_SHOWN]) + (
             f" and {len(strangers) - _SHOWN} more" * (len(strangers) > _SHOWN)
@@ -188,7 +197,7 @@ def _sync(path: Path) -> None:
 
 def _concerns(error: OSError, output: Path) -> bool:
     """Whether ``error`` is about writing the artifact; reading the model can fail inside the block too."""
-    if error.errno in _DISK_FULL:
+    if error.errno in _NO_ROOM:
         return True
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return False
@@ -200,8 +209,15 @@ def _concerns(error: OSError, output: Path) -> bool:
 def _os_paragraph(error: OSError, output: Path) -> str:
     where = error.filename or output
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            free = shutil.disk_usage(output.parent).free
+        case errno.EFBIG:
+            reason, advice = (
+                "a file grew over the size limit of this process (`ulimit -f`) or of the file system",
+                "Raise the limit, or choose another disk",
+            )
+        case errno.ELOOP:
+            reason, advice = "it is a symbolic link that leads to itself", "Remove it, or choose another name"
+        case errno.ENOSPC | errno.EDQUOT:
+            free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
             reason, advice = (
                 f"the disk is full ({free / 1e6:,.1f} MB free)",
                 "Make room, or choose another disk",

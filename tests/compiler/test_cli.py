@@ -12,6 +12,7 @@ import pytest
 from onnxforge.compiler import cli
 from onnxforge.compiler.errors import BudgetMissed, PassFailed, PublishRefused, RequestRefused
 from onnxforge.compiler.failures import explain, one_paragraph
+from onnxforge.compiler.request import CompileRequest
 from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.passes.base import PassRefused
 from onnxforge.runtimes.errors import (
@@ -62,6 +63,8 @@ def test_dry_run_prints_a_recipe_that_config_replays(tmp_path: Path, capsys: pyt
         (("m", "-t", "cpu-int8", "--config", "r.json", "-o", "x"), "not both"),
         (("m", "-o", "x"), "--target cpu-int8"),
         (("-t", "cpu-int8", "-o", "x"), "Say what to compile"),
+        (("m", "-t", "cpu-int8", "-o", ""), "it is empty; say where the artifact goes"),
+        (("m", "-t", "cpu-int8", "-o", "x", "--no-proof", "--eval-text", "no.txt"), "no.txt cannot be read"),
         (("--config", "nowhere.json", "-o", "x"), "cannot be read"),
     ],
 )
@@ -115,6 +118,21 @@ def test_usage_errors_are_told_like_every_other(
     assert call(capsys, verb, *rest)[1:] == ("", err), "without --json only stderr"
 
 
+def test_the_folder_one_stands_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Path] = []
+
+    def compiled(request: CompileRequest, **_: object) -> None:
+        asked.append(request.output)
+        raise RequestRefused("enough")
+
+    monkeypatch.setattr("onnxforge.compiler.driver.compile_model", compiled)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "..", "out", "./out/"):
+        assert cli.run_verb("compile", ["m", "-t", "cpu-fp32", "-o", name]) == 2
+    assert asked == [tmp_path / "here", tmp_path, Path("out"), Path("out")]
+
+
 def test_debug_raises():
     with pytest.raises(RequestRefused):
         cli.run_verb("compile", ["m", "-t", "nothing", "-o", "x", "--debug"])
@@ -146,6 +164,20 @@ def test_exit_codes(error: Exception, code: int):
 
 def test_messages_cannot_drive_the_terminal():
     assert one_paragraph("a\x1b[31mb\nc\td\x07") == "a [31mb c d"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("fetch it again.. Fetch it.", "fetch it again. Fetch it."),
+        ("(a) x.; (b) y..", "(a) x; (b) y."),
+        ("no `x`..", "no `x`."),
+        ("and so on... Then", "and so on... Then"),
+        ("a path ../x or .. or x/.. stays", "a path ../x or .. or x/.. stays"),
+    ],
+)
+def test_no_sentence_ends_twice(text: str, told: str):
+    assert one_paragraph(text) == told
 
 
 def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch):
@@ -221,6 +253,23 @@ def test_inspect_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert call(capsys, "inspect", str(tmp_path / "m.onnx"))[0] == 2
     assert call(capsys, "inspect", str(tmp_path / "nothing"))[0] == 2
     assert call(capsys, "inspect")[0] == 2
+
+
+@pytest.mark.parametrize("damage", ["shortened", "absent"])
+def test_inspect_refuses_weights_that_are_not_all_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+):
+    text = GRAPH.replace("com.microsoft.Gelu", "Relu")
+    model = ir.from_onnx_text(text, initializers=[ir.tensor(np.ones((4, 4), np.float32), name="w")])
+    ir.save(model, tmp_path / "m.onnx", external_data="m.onnx_data", size_threshold_bytes=1)
+    assert call(capsys, "inspect", str(tmp_path / "m.onnx"))[0] == 0
+    if damage == "absent":
+        (tmp_path / "m.onnx_data").unlink()
+    else:
+        (tmp_path / "m.onnx_data").write_bytes(b"\0" * 60)
+    code, out, err = call(capsys, "inspect", str(tmp_path / "m.onnx"))
+    assert (code, out) == (2, "")
+    assert f"m.onnx_data: {'missing' if damage == 'absent' else '60 bytes'}, 64 expected at least" in err
 
 
 @pytest.mark.parametrize("verb", ["run", "chat", "embed", "bench", "eval", "verify"])

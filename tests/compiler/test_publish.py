@@ -158,6 +158,28 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path):
     assert (tmp_path / "a" / "data").read_text() == "old"
 
 
+def test_a_file_size_limit_is_not_told_as_a_full_disk(tmp_path: Path):
+    with pytest.raises(PublishRefused, match=r"ulimit -f.*Raise the limit"), publish.staging(tmp_path / "a"):
+        raise OSError(errno.EFBIG, "File too large")
+
+
+def test_a_disk_full_of_missing_folders_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(PublishRefused, match="disk is full"):
+        write(tmp_path / "no" / "such" / "a", "new")
+
+
+def test_a_link_that_leads_to_itself_is_refused(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    for output in (tmp_path / "loop", tmp_path / "loop" / "a"):
+        with pytest.raises(PublishRefused, match="leads to itself"):
+            write(output, "new")
+    assert os.listdir(tmp_path) == ["loop"]
+
+
 def test_a_missing_model_is_not_told_as_a_publishing_problem(tmp_path: Path):
     with pytest.raises(FileNotFoundError), publish.staging(tmp_path / "a"):
         (tmp_path / "model.gguf").read_bytes()
@@ -189,6 +211,9 @@ def test_a_parent_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_name_that_is_too_long(tmp_path: Path):
     with pytest.raises(PublishRefused, match="too long"):
         write(tmp_path / ("x" * 250), "new")
+    for name in ("x" * 300, "x" * 5000, f"{'x' * 300}/a"):
+        with pytest.raises(PublishRefused, match="too long"):
+            write(tmp_path / name, "new")
 
 
 def test_every_file_is_synced_before_the_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
