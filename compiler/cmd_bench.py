@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from onnxforge.compiler.speed_types import SpeedReport, SpeedTest, Timing
 from onnxforge.runtimes.artifact import Manifest, read_manifest
 
 _SENTENCES = 64
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class Format(StrEnum):
@@ -27,18 +29,26 @@ class Format(StrEnum):
     CSV = "csv"
 
 
-_Prompt = Annotated[list[int], typer.Option("-p", "--n-prompt", help="Prompt tokens; repeat for more tests.")]
-_Generate = Annotated[list[int], typer.Option("-n", "--n-gen", help="Generated tokens; repeat for more.")]
-_Depth = Annotated[list[int], typer.Option("-d", "--n-depth", help="Tokens already in the cache.")]
+_Prompt = Annotated[
+    list[str],
+    typer.Option("-p", "--n-prompt", metavar="N,...", help="Prompt tokens; several make more tests."),
+]
+_Generate = Annotated[
+    list[str],
+    typer.Option("-n", "--n-gen", metavar="N,...", help="Generated tokens; several make more tests."),
+]
+_Depth = Annotated[
+    list[str], typer.Option("-d", "--n-depth", metavar="N,...", help="Tokens already in the cache.")
+]
 _Rounds = Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Repetitions of every test.")]
 _Output = Annotated[Format, typer.Option("-o", "--output", help="Format of the table.")]
 
 
 def bench(
     folder: Artifact,
-    prompt: _Prompt = [512],  # noqa: B006 (typer's way to say a repeatable option's default)
-    generate: _Generate = [128],  # noqa: B006
-    depth: _Depth = [0],  # noqa: B006
+    prompt: _Prompt = ["512"],  # noqa: B006 (typer's way to say a repeatable option's default)
+    generate: _Generate = ["128"],  # noqa: B006
+    depth: _Depth = ["0"],  # noqa: B006
     repetitions: _Rounds = 5,
     threads: Threads = None,
     output: _Output = Format.MD,
@@ -55,8 +65,9 @@ def bench(
     manifest = read_manifest(folder)
     texts: list[str] = []
     if manifest.task.startswith("text-generation"):
-        tests = [SpeedTest(prompt=p, depth=d) for d in depth for p in prompt if p > 0]
-        tests += [SpeedTest(generate=n, depth=d) for d in depth for n in generate if n > 0]
+        prompts, counts, depths = _numbers("-p", prompt), _numbers("-n", generate), _numbers("-d", depth)
+        tests = [SpeedTest(prompt=p, depth=d) for d in depths for p in prompts if p > 0]
+        tests += [SpeedTest(generate=n, depth=d) for d in depths for n in counts if n > 0]
         _fit(tests, manifest.context_length)
     else:
         texts = sentences(_SENTENCES)
@@ -67,6 +78,19 @@ def bench(
     rows = [_row(folder, manifest, parameters, reports[""], timing) for timing in reports[""].timings]
     chosen = Format.JSON if as_json else output
     sys.stdout.write({Format.MD: _markdown, Format.JSON: _json, Format.CSV: _csv}[chosen](rows))
+
+
+def _numbers(option: str, given: Sequence[str]) -> list[int]:
+    """The numbers of an option that may be repeated and may hold several, as llama-bench's: ``512,1024``."""
+    from onnxforge.compiler.errors import RequestRefused
+
+    words = [word.strip() for text in given for word in text.split(",")]
+    wrong = [word for word in words if not _NUMBER.fullmatch(word)]
+    if wrong:
+        raise RequestRefused(
+            f"{option} holds {wrong[0]!r}; give whole numbers with commas: {option} 512,1024."
+        )
+    return [int(word) for word in words]
 
 
 def _fit(tests: Sequence[SpeedTest], context: int) -> None:

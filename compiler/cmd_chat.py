@@ -25,8 +25,11 @@ def chat(
     max_new_tokens: flags.MaxNewTokens = 512,
     do_sample: flags.DoSample = None,
     temperature: flags.Temperature = None,
+    top_k: flags.TopK = None,
     top_p: flags.TopP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
     seed: flags.Seed = None,
+    stop: flags.Stop = None,
     threads: Threads = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -43,8 +46,11 @@ def chat(
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             temperature=temperature,
+            top_k=top_k,
             top_p=top_p,
+            repetition_penalty=repetition_penalty,
             seed=seed,
+            stop=stop,
         ) as stream:
             for piece in stream:
                 if not as_json:

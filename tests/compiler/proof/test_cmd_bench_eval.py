@@ -46,6 +46,15 @@ def test_bench_json_and_csv_hold_the_samples(make_artifact, onnxforge):
     assert [row["n_prompt"] for row in table] == ["16", "8"]
 
 
+def test_bench_takes_lists_as_llama_bench_does(make_artifact, onnxforge):
+    asked = ("bench", make_artifact("a"), "-p", "8,16", "-p", 4, "-n", "0", "-d", "0,2", "-r", 1, "--json")
+    rows = json.loads(onnxforge(*asked)[1])
+    assert [(row["n_depth"], row["n_prompt"]) for row in rows] == [(d, p) for d in (0, 2) for p in (8, 16, 4)]
+    for wrong, word in (("8,", ""), ("8;16", "8;16"), ("-4", "-4"), ("٣", "٣"), ("1" * 5000, "1" * 5000)):
+        code, _, err = onnxforge("bench", make_artifact("a"), f"--n-prompt={wrong}")
+        assert (code, f"-p holds {word!r}; give whole numbers with commas" in err) == (2, True)
+
+
 def test_bench_refuses_what_does_not_fit(make_artifact, onnxforge):
     code, _, err = onnxforge("bench", make_artifact("a"), "-p", 512)
     assert (code, "pp512 needs more than the model's context of 96" in err) == (2, True)
