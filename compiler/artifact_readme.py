@@ -1,7 +1,7 @@
 """The artifact's own README: what it is and how to load it. Nothing in it changes between two compiles."""
 
 from onnxforge.compiler.graph_facts import GraphFacts
-from onnxforge.compiler.targets import Target
+from onnxforge.compiler.targets import CPU, Target
 from onnxforge.models.source import Source
 
 _DECODER = """\
@@ -41,9 +41,9 @@ const generate = await pipeline("text-generation", "{here}", {{ dtype: "fp32" }}
 ```
 
 Plain onnxruntime opens `onnx/model.onnx`. Feed `{inputs}` (int64) and {layers} pairs
-`past_key_values.N.key/value` (float32 `[batch_size, {kv_heads}, past_sequence_length, {head_size}]`, past
-length 0 at the start); take `logits` and `present.N.key/value`. `attention_mask` covers past and new tokens.
-Pad on the right.
+`past_key_values.N.key/value` ({cache_dtype} `[batch_size, {kv_heads}, past_sequence_length, {head_size}]`,
+past length 0 at the start); take `logits` and `present.N.key/value`. `attention_mask` covers past and new
+tokens. Pad on the right.
 """
 
 _ENCODER = """\
@@ -79,6 +79,7 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str) -> str:
         layers=facts.layers,
         kv_heads=facts.kv_heads,
         head_size=facts.head_size,
+        cache_dtype=facts.cache_dtype,
     )
     return (
         f"# {name} for {target.name}\n\n"
@@ -87,5 +88,19 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str) -> str:
         "| `onnx/model.onnx`, `onnx/model.onnx_data` | the graph and its weights |\n"
         "| `artifact.json` | passes, versions, source digests, sha256 of every file |\n"
         "| `report/` | what was measured against the source |\n\n"
-        "`onnxforge verify` checks every byte of this folder; `onnxforge inspect` shows the graph.\n\n" + body
+        "`onnxforge verify` checks every byte of this folder; `onnxforge inspect` shows the graph.\n\n"
+        + _where(target.provider)
+        + body
+    )
+
+
+def _where(provider: str) -> str:
+    """For a provider that the compiling machine may not have had; the same words wherever it was compiled."""
+    if provider == CPU:
+        return ""
+    return (
+        f'## Where it runs\n\nOn `{provider}` (`pip install "onnxruntime-gpu[cuda,cudnn]"`; it excludes '
+        f"onnxruntime). **Not verified on {provider}**, unless `summary.verified_on` in `artifact.json` "
+        "names it: then the numbers in `report/` were measured there. Otherwise the report says what was "
+        "proven instead.\n\n"
     )

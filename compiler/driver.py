@@ -17,6 +17,7 @@ from onnxforge.compiler.manifest import file_records
 from onnxforge.compiler.observe import Ledger, graph_stats
 from onnxforge.compiler.progress import Progress, Silent
 from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
+from onnxforge.compiler.provider_here import stand_in
 from onnxforge.compiler.recipe import Recipe, to_json
 from onnxforge.compiler.request import CompileRequest, CompileResult
 from onnxforge.compiler.selfcheck import self_check
@@ -57,7 +58,7 @@ def compile_model(
 
         watch.begin("self-check")
         parts.self_check(folder)
-        watch.end("loads and runs")
+        watch.end(f"loads and runs on {stand_in(target.provider)}")
 
         proof = Proof()
         if request.proof:

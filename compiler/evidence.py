@@ -16,6 +16,7 @@ from onnxforge.compiler.perplexity import Divergence
 from onnxforge.compiler.proof_layers import LayerError
 from onnxforge.compiler.roofline import Machine, Roofline
 from onnxforge.compiler.speed_types import SpeedReport
+from onnxforge.compiler.structure import StructureCheck
 from onnxforge.compiler.traffic import Traffic
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -50,6 +51,9 @@ class Evidence:
     task: str
     target: str
     provider: str
+    """The execution provider that the artifact was compiled for."""
+    verified_on: str
+    """The one that it was measured on: the same, or the CPU's where this machine lacks it."""
     command: tuple[str, ...]
     seed: int
     reference: str
@@ -68,6 +72,7 @@ class Evidence:
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
     ledger: Ledger
+    structure: tuple[StructureCheck, ...] = ()
     divergence: Divergence | None = None
     encoder: EncoderParity | None = None
     layers: tuple[LayerError, ...] = ()
@@ -79,6 +84,11 @@ class Evidence:
     notes: tuple[str, ...] = ()
     """What a reader must know to read the numbers rightly: what was not measured, and why."""
     summary: Mapping[str, float | str | bool] = field(default_factory=dict)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the numbers come from the provider that the artifact is for."""
+        return self.verified_on == self.provider
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ that it is not documented to read may stand here (read off its 0.18 loader).
 from collections.abc import Mapping
 
 from onnxforge.compiler.graph_facts import GraphFacts
+from onnxforge.compiler.targets import Target
 from onnxforge.models.source import Json
 
 KNOWN_TYPES = {
@@ -30,6 +31,8 @@ _SEARCH: Mapping[str, Json] = {
     "top_k": 50,
     "top_p": 1.0,
 }
+_PROVIDERS: Mapping[str, tuple[str, ...]] = {"CUDAExecutionProvider": ("cuda",)}
+"""The names that it has for providers; the CPU is what it takes when none is named."""
 _FROM_GENERATION = ("do_sample", "repetition_penalty", "temperature", "top_k", "top_p")
 
 
@@ -37,7 +40,7 @@ def genai_config(
     config: Mapping[str, Json],
     generation: Mapping[str, Json],
     facts: GraphFacts,
-    session: Mapping[str, str],
+    target: Target,
     context_length: int,
 ) -> dict[str, Json]:
     """The whole file, for a decoder whose graph has the contract that ``facts`` tells of."""
@@ -48,14 +51,14 @@ def genai_config(
         "max_length": context_length,
         "past_present_share_buffer": facts.shared_cache,
     }
-    return {"model": _model(config, generation, facts, session, context_length), "search": search}
+    return {"model": _model(config, generation, facts, target, context_length), "search": search}
 
 
 def _model(
     config: Mapping[str, Json],
     generation: Mapping[str, Json],
     facts: GraphFacts,
-    session: Mapping[str, str],
+    target: Target,
     context_length: int,
 ) -> dict[str, Json]:
     model_type = str(config.get("model_type"))
@@ -63,7 +66,11 @@ def _model(
         **_token_ids(config, generation),
         "context_length": context_length,
         "decoder": {
-            "session_options": {"log_id": "onnxruntime-genai", **session, "provider_options": []},
+            "session_options": {
+                "log_id": "onnxruntime-genai",
+                **target.session,
+                "provider_options": [{name: {}} for name in _PROVIDERS.get(target.provider, ())],
+            },
             "filename": "onnx/model.onnx",
             "head_size": facts.head_size,
             "hidden_size": _number(config, "hidden_size", "n_embd"),

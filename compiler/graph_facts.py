@@ -22,6 +22,8 @@ class GraphFacts:
     head_size: int
     shared_cache: bool
     """Every attention takes past and present in one buffer."""
+    cache_dtype: str = "float32"
+    """Of past and present, as numpy and transformers.js spell it."""
 
     @property
     def kind(self) -> str:
@@ -40,6 +42,7 @@ def graph_facts(model: ir.Model) -> GraphFacts:
         kv_heads=_static(shape, 1),
         head_size=_static(shape, 3),
         shared_cache=bool(caches) and attentions == Counter(GroupQueryAttention=len(caches)),
+        cache_dtype="float16" if caches and caches[0].dtype is ir.DataType.FLOAT16 else "float32",
     )
 
 

@@ -25,6 +25,7 @@ def headline(result: CompileResult) -> str:
             ("quality", _quality(found)),
             ("speed", _speed(found)),
             ("memory", _memory(found)),
+            ("verified", _unverified(found)),
             ("missed", "; ".join(result.missed)),
             ("slower", _slower(found)),
             ("report", str(result.output / "report" / "index.md")),
@@ -72,6 +73,14 @@ def _memory(found: Summary) -> str:
     if "peak_rss_mb" not in found:
         return ""
     return f"peak {found['peak_rss_mb']:.0f} MB when it runs, loads in {found['load_seconds']:.2f} s"
+
+
+def _unverified(found: Summary) -> str:
+    """Never a silent stand-in: a GPU artifact that no GPU has run is called that."""
+    if found.get("verified_on") == found.get("provider"):
+        return ""
+    there, here = found["provider"], found["verified_on"]
+    return f"not on {there}, which is not here: quality was measured on {here}, speed was not"
 
 
 def _slower(found: Summary) -> str:

@@ -19,7 +19,9 @@ from onnxforge.compiler.proof_quality import quality
 from onnxforge.compiler.proof_speed import speed
 from onnxforge.compiler.proof_summary import summarize
 from onnxforge.compiler.proof_types import EXPORT, METRICS, Proof, ProofOptions
+from onnxforge.compiler.provider_here import stand_in
 from onnxforge.compiler.report import write_report
+from onnxforge.compiler.structure import check_structure
 from onnxforge.compiler.targets import BudgetLine
 from onnxforge.compiler.traffic import traffic_of
 from onnxforge.models.source import Source
@@ -59,15 +61,28 @@ def prove(
         export = references.folder(EXPORT)
         evidence = _outset(staging, export, manifest, source, model, options, ledger)
         evidence = quality(evidence, staging, export, source, options)
-        if options.speed:
+        if options.speed and evidence.is_verified:
             yardstick = EXPORT if options.target == options.baseline else options.baseline
             evidence = speed(evidence, staging, references.folder(yardstick), options)
     evidence = replace(evidence, summary=summarize(evidence))
     verdicts, notes = judge(evidence, options.budget)
-    evidence = replace(evidence, verdicts=verdicts, notes=(*evidence.notes, *notes))
+    evidence = replace(evidence, verdicts=verdicts, notes=(*_standing(evidence), *evidence.notes, *notes))
     write_report(evidence, staging)
-    missed = tuple(f"promised {v.line}, measured {v.measured:.6g}" for v in verdicts if not v.held)
-    return Proof(evidence.summary, missed)
+    missed = [f"promised {v.line}, measured {v.measured:.6g}" for v in verdicts if not v.held]
+    broken = [check for check in evidence.structure if check.required and not check.held]
+    missed += [f"promised that {check.rule}, found {check.found}" for check in broken]
+    return Proof(evidence.summary, tuple(missed))
+
+
+def _standing(evidence: Evidence) -> tuple[str, ...]:
+    """What a reader must know before any number, where the artifact's provider is not here."""
+    if evidence.is_verified:
+        return ()
+    return (
+        f"**Not verified on {evidence.provider}**: this machine does not have it. Quality was measured on "
+        f"{evidence.verified_on}, where ONNX Runtime computes in float32 what it has no float16 kernel for; "
+        f"speed and memory were not measured. What the graph's form promises is under Structure.",
+    )
 
 
 def judge(evidence: Evidence, budget: Sequence[BudgetLine]) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
@@ -79,6 +94,8 @@ def judge(evidence: Evidence, budget: Sequence[BudgetLine]) -> tuple[tuple[Verdi
             verdicts.append(Verdict(line.text(), float(measured), line.holds(float(measured))))
         elif line.metric not in METRICS:
             verdicts.append(Verdict(f"{line.text()} (no such metric)", math.nan, held=False))
+        elif line.metric.endswith("_speed_ratio") and not evidence.is_verified:
+            notes.append(f"The budget line {line.text()} is **not proven**: it needs {evidence.provider}.")
         else:
             notes.append(f"The budget line {line.text()} does not apply here: it was not measured.")
     return tuple(verdicts), tuple(notes)
@@ -97,11 +114,13 @@ def _outset(
     ours, theirs = staging / manifest.graph, export / read_manifest(export).graph
     baseline = "the unfused fp32 export" if options.target == options.baseline else f"`{options.baseline}`"
     before = traffic_of(theirs)
+    model = ir.load(ours) if model is None else model
     return Evidence(
         model=source.ref,
         task=manifest.task,
         target=options.target,
         provider=manifest.provider,
+        verified_on=stand_in(manifest.provider),
         command=options.command,
         seed=options.seed,
         reference="the unfused fp32 export of the same weights, in plain ONNX Runtime",
@@ -113,8 +132,9 @@ def _outset(
         size=_bytes(ours),
         reference_size=_bytes(theirs),
         ops_before=graph_stats(ir.load(theirs)).ops,
-        ops_after=graph_stats(ir.load(ours) if model is None else model).ops,
+        ops_after=graph_stats(model).ops,
         ledger=ledger,
+        structure=check_structure(model, manifest.provider),
     )
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from onnxforge.compiler.proof_session import GraphSession
+from onnxforge.compiler.watched_values import watched_values
 
 _ATTENTION = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
 _BEST_DB = 160.0
@@ -65,20 +65,12 @@ def _present(session: GraphSession, ids: np.ndarray) -> Mapping[int, np.ndarray]
 
 
 def _attention_outputs(session: GraphSession, ids: np.ndarray) -> Mapping[int, np.ndarray]:
-    path = session.folder / session.manifest.graph
-    model = ir.load(path)
-    probes = [node.outputs[0] for node in model.graph if node.op_type in _ATTENTION]
-    known = set(model.graph.outputs)
-    model.graph.outputs.extend(probe for probe in probes if probe not in known)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    for key, value in session.manifest.session.items():
-        options.add_session_config_entry(key, value)
-    graph = ir.to_proto(model).SerializeToString()
-    watched = ort.InferenceSession(graph, options, providers=[session.manifest.provider])
-    values = watched.run([probe.name for probe in probes], session.feeds(ids, np.ones_like(ids)))
+    values = watched_values(session, _attentions, ids).values()
     return {layer: _token_major(value).ravel() for layer, value in enumerate(values)}
+
+
+def _attentions(model: ir.Model) -> list[ir.Value]:
+    return [node.outputs[0] for node in model.graph if node.op_type in _ATTENTION]
 
 
 def _token_major(value: np.ndarray) -> np.ndarray:

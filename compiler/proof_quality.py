@@ -7,6 +7,7 @@ import numpy as np
 
 from onnxforge.compiler.eval_text import EvaluationError, Window, cut, evaluation_text, sentences
 from onnxforge.compiler.evidence import Evidence
+from onnxforge.compiler.float16_range import check_float16_range
 from onnxforge.compiler.parity import batches, compare_encoders
 from onnxforge.compiler.perplexity import compare
 from onnxforge.compiler.proof_layers import error_by_layer
@@ -26,7 +27,7 @@ def quality(
     Raises:
         EvaluationError: the tokenizer's ids do not fit the graph, or a graph answers NaN.
     """
-    reference, candidate = GraphSession(export), GraphSession(artifact)
+    reference, candidate = GraphSession(export), GraphSession(artifact, evidence.verified_on)
     if reference.is_decoder:
         return _decoder(evidence, reference, candidate, _vocabulary(source), options)
     return _encoder(evidence, reference, candidate, _vocabulary(source), options)
@@ -52,7 +53,9 @@ def _decoder(
     _check_ids(np.concatenate([w.ids[0] for w in windows]), vocabulary)
     divergence = compare(reference, candidate, windows)
     layers = error_by_layer(reference, candidate, windows[0].ids[:, :_LAYER_TOKENS])
-    return replace(evidence, protocol=said, divergence=divergence, layers=layers)
+    return replace(
+        _in_range(evidence, candidate, windows[0].ids), protocol=said, divergence=divergence, layers=layers
+    )
 
 
 def _encoder(
@@ -73,7 +76,14 @@ def _encoder(
         f"{parity.sentences} sentences of {text.name} (sha256 {text.sha256[:12]}), special tokens added, "
         f"at most {longest} tokens, ragged batches; cosine of masked means"
     )
+    evidence = _in_range(evidence, candidate, work[0].ids[:1, : int(work[0].mask[0].sum())])
     return replace(evidence, protocol=said, encoder=parity, layers=layers)
+
+
+def _in_range(evidence: Evidence, candidate: GraphSession, ids: np.ndarray) -> Evidence:
+    """On its own provider a value beyond float16 shows in the numbers; on another one it is looked for."""
+    check = None if evidence.is_verified else check_float16_range(candidate, ids[:, :_LAYER_TOKENS])
+    return evidence if check is None else replace(evidence, structure=(*evidence.structure, check))
 
 
 def _random_windows(vocabulary: int, length: int, options: ProofOptions) -> list[Window]:

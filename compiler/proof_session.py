@@ -25,8 +25,8 @@ def threads() -> int:
 class GraphSession:
     """The graph of one artifact folder, ready to answer."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open ``folder``'s graph the way its manifest says.
+    def __init__(self, folder: Path, provider: str | None = None) -> None:
+        """Open ``folder``'s graph the way its manifest says, or on another ``provider``.
 
         Raises:
             RequestError, ArtifactError: the provider is not here, or the graph does not load.
@@ -34,7 +34,8 @@ class GraphSession:
         self.folder = folder
         self.manifest = read_manifest(folder)
         path = folder / self.manifest.graph
-        self._session = open_session(path, self.manifest.provider, self.manifest.session, threads())
+        self.provider = provider or self.manifest.provider
+        self._session = open_session(path, self.provider, self.manifest.session, threads())
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 

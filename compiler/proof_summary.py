@@ -13,7 +13,8 @@ def summarize(evidence: Evidence) -> dict[str, float | str | bool]:
         "nodes_before": sum(evidence.ops_before.values()),
         "nodes_after": sum(evidence.ops_after.values()),
         "protocol": evidence.protocol,
-        "measured_on": evidence.provider,
+        "provider": evidence.provider,
+        "verified_on": evidence.verified_on,
     }
     if (d := evidence.divergence) is not None:
         found |= {

@@ -13,7 +13,14 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
     """The whole report as Markdown; ``plots`` are captions by file name."""
     parts = [f"# {evidence.model}, compiled for {evidence.target}\n", _verdict(evidence)]
     parts += [f"> {note}\n" for note in evidence.notes]
-    parts += [_quality(evidence), _speed(evidence), _roofline(evidence), _size(evidence), _ledger(evidence)]
+    parts += [
+        _structure(evidence),
+        _quality(evidence),
+        _speed(evidence),
+        _roofline(evidence),
+        _size(evidence),
+        _ledger(evidence),
+    ]
     parts += [f"## {caption}\n\n![{caption}]({name})\n" for name, caption in plots.items()]
     parts.append(_provenance(evidence))
     return "\n".join(part for part in parts if part)
@@ -38,8 +45,26 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[
 def _verdict(evidence: Evidence) -> str:
     if not evidence.verdicts:
         return "No budget applies to this model and target; the numbers below are measurements.\n"
-    rows = [(v.line, _number(v.measured), "held" if v.held else "**missed**") for v in evidence.verdicts]
+    where = "" if evidence.is_verified else f" on {evidence.verified_on}"
+    rows = [
+        (v.line, _number(v.measured), f"held{where}" if v.held else f"**missed**{where}")
+        for v in evidence.verdicts
+    ]
     return "## Budget\n\n" + table(("promise", "measured", "verdict"), rows, right=(1,))
+
+
+def _structure(evidence: Evidence) -> str:
+    if not evidence.structure:
+        return ""
+    judged = {
+        (True, True): "held",
+        (True, False): "held",
+        (False, True): "**broken**",
+        (False, False): "slower",
+    }
+    rows = [(c.rule, c.found, judged[c.held, c.required]) for c in evidence.structure]
+    head = f"## Structure\n\nWhat {evidence.provider} asks of a graph, checked without running it there.\n\n"
+    return head + table(("rule", "found", ""), rows)
 
 
 def _quality(evidence: Evidence) -> str:
@@ -175,7 +200,8 @@ def _provenance(evidence: Evidence) -> str:
     rows = [
         ("command", f"`{shlex.join(evidence.command)}`" if evidence.command else "called from Python"),
         ("processor", cpu_name()),
-        ("provider", evidence.provider),
+        ("compiled for", evidence.provider),
+        ("measured on", evidence.verified_on),
         ("seed", str(evidence.seed)),
         *versions().items(),
     ]

@@ -33,10 +33,15 @@ def self_check(folder: Path) -> None:
 
 
 def run_once(folder: Path) -> None:
-    """The check itself, in this process; any exception means that the artifact is not usable."""
-    from onnxforge.runtimes import Decoder, load
+    """The check itself, in this process; any exception means that the artifact is not usable.
 
-    with load(folder) as model:
+    Where the artifact's provider is not on this machine, the CPU's stands in.
+    """
+    from onnxforge.compiler.provider_here import stand_in
+    from onnxforge.runtimes import Decoder, load
+    from onnxforge.runtimes.artifact import read_manifest
+
+    with load(folder, provider=stand_in(read_manifest(folder).provider)) as model:
         if isinstance(model, Decoder):
             room = model.manifest.context_length - len(_PROMPT)
             model.generate(_PROMPT, max_new_tokens=min(NEW_TOKENS, room), do_sample=False)

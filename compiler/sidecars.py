@@ -31,7 +31,7 @@ def sidecars(
 ) -> dict[str, bytes]:
     """Every file of the artifact except the graph, the report and the manifest, by relative path."""
     files = {name: data for name, data in source.sidecars.items() if name not in _SELF_MADE}
-    files["config.json"] = _json(_config(source.config, external_data))
+    files["config.json"] = _json(_config(source.config, facts, external_data))
     if (tokenizer := source.sidecars.get("tokenizer.json")) is not None:
         files["tokenizer.json"] = _tokenizer(tokenizer)
     tokenizer_config = _read(source, "tokenizer_config.json")
@@ -40,15 +40,17 @@ def sidecars(
         generation = _generation_config(source)
         files["generation_config.json"] = _json(generation)
         files["genai_config.json"] = _json(
-            genai_config(source.config, generation, facts, target.session, context_length)
+            genai_config(source.config, generation, facts, target, context_length)
         )
     files["README.md"] = readme(source, facts, target, task).encode()
     return files
 
 
-def _config(config: Mapping[str, Json], external_data: bool) -> dict[str, Json]:
+def _config(config: Mapping[str, Json], facts: GraphFacts, external_data: bool) -> dict[str, Json]:
     kept = {key: value for key, value in config.items() if key not in NEVER_SHIPPED}
     javascript: dict[str, Json] = {"dtype": "fp32"}
+    if facts.cache_dtype != "float32":  # which transformers.js takes it for, whatever the graph says
+        javascript["kv_cache_dtype"] = facts.cache_dtype
     if external_data:
         javascript["use_external_data_format"] = {"model.onnx": 1}
     return {**kept, "transformers.js_config": javascript}

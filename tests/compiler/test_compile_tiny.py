@@ -17,7 +17,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxforge.compiler import cli
+from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.runtimes import Decoder, Encoder, load
+from onnxforge.runtimes.errors import RequestError
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 WORDS = {"[PAD]": 0, "[UNK]": 1} | {f"w{i}": i for i in range(2, 97)}
@@ -92,6 +94,27 @@ def test_a_decoder_in_int8_stays_close(
     assert (paths[1] / "onnx/model.onnx_data").stat().st_size < (
         paths[0] / "onnx/model.onnx_data"
     ).stat().st_size / 2
+
+
+@pytest.mark.parametrize("target", ["cuda-fp16", "cuda-int8", "cuda-int4"])
+def test_a_decoder_for_cuda_compiles_without_a_gpu(
+    tmp_path: Path, folder: Callable[..., Path], artifact: Path, target: str
+):
+    """It runs on the CPU where that is asked for, never in silence; float16 moves the logits by a hair."""
+    small = () if target == "cuda-fp16" else ("--set", "quantize-weights.min_elements=1")
+    made = compiled(folder("llama"), tmp_path / "half", target, *small)
+    wide = artifact
+    if small:
+        wide = compiled(folder("llama"), tmp_path / "wide", target, *small, "--without", "convert-float16")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        with pytest.raises(RequestError, match="needs CUDAExecutionProvider"):
+            load(made)
+    ids = np.random.default_rng(0).integers(2, 97, (1, 24))
+    ours, theirs = (GraphSession(path, "CPUExecutionProvider").logits(ids) for path in (made, wide))
+    assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 5e-3
+    with load(made, provider="cpu") as model:
+        assert isinstance(model, Decoder)
+        assert model.generate([5, 17, 42], max_new_tokens=6, do_sample=False).token_ids
 
 
 def test_an_encoder_for_two_tasks(

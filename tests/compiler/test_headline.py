@@ -65,3 +65,13 @@ def test_slower_and_missed_are_said():
 
 def test_an_unproven_artifact_says_so():
     assert "not proven" in headline(result({"proof": False, "content_digest": "x"}))
+
+
+def test_an_artifact_that_its_provider_has_not_run():
+    where = {"provider": "CUDAExecutionProvider", "verified_on": "CPUExecutionProvider"}
+    assert (
+        "  verified  not on CUDAExecutionProvider, which is not here: quality was measured on "
+        "CPUExecutionProvider, speed was not"
+    ) in headline(result(DECODER | where)).splitlines()
+    same = {"provider": "CPUExecutionProvider", "verified_on": "CPUExecutionProvider"}
+    assert "verified" not in headline(result(DECODER | same))

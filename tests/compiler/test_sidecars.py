@@ -86,6 +86,23 @@ def test_genai_takes_a_family_it_does_not_know_as_a_plain_decoder():
     assert made(odd)["genai_config.json"]["model"]["type"] == "decoder"
 
 
+def test_a_decoder_for_cuda():
+    facts = replace(DECODER, cache_dtype="float16")
+    target = next(target for target in TARGETS if target.name == "cuda-int8")
+    files = sidecars(source(), facts, target, task="x", context_length=512, external_data=False)
+    options = json.loads(files["genai_config.json"])["model"]["decoder"]["session_options"]
+    assert options == {
+        "log_id": "onnxruntime-genai",
+        "ep.cuda.fpa_intb_gemm": "1",
+        "provider_options": [{"cuda": {}}],
+    }
+    config = json.loads(files["config.json"])
+    assert config["transformers.js_config"] == {"dtype": "fp32", "kv_cache_dtype": "float16"}
+    readme = files["README.md"].decode()
+    assert "**Not verified on CUDAExecutionProvider**, unless" in readme
+    assert "key/value` (float16 `[batch_size" in readme
+
+
 def test_gpt2_spells_its_sizes_otherwise():
     given = source()
     config = {"model_type": "gpt2", "n_embd": 48, "n_head": 4, "vocab_size": 9}

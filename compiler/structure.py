@@ -1,0 +1,167 @@
+"""What can be proven of a graph without running it: it has the form that its provider's kernels ask for.
+
+A GPU target is often compiled where no GPU is. Its numbers are then measured on the CPU; that the CUDA
+provider will *find a kernel* for what it is given is checked here, against facts about that provider. Each
+provider has its rules in a table; a provider without rules has nothing to check.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxforge.compiler import cuda_kernels
+
+_SHOWN = 4
+_TILE = 32
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *_HALVES)
+_PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
+_ZERO_POINTS, _GROUPS, _BIAS = 3, 4, 5
+
+
+@dataclass(frozen=True)
+class StructureCheck:
+    """One rule and what was found."""
+
+    rule: str
+    found: str
+    """In words; for a rule that is broken, where."""
+    held: bool
+    required: bool
+    """A broken rule that is required misses the budget; another one costs speed and is told."""
+
+
+Rule = Callable[[tuple[ir.Node, ...]], StructureCheck]
+
+
+def check_structure(model: ir.Model, provider: str) -> tuple[StructureCheck, ...]:
+    """Every rule that is known for ``provider``; none for one whose kernels every graph of ours fits."""
+    nodes = tuple(model.graph.all_nodes())
+    return tuple(rule(nodes) for rule in RULES.get(provider, ()))
+
+
+def _kernels(nodes: tuple[ir.Node, ...]) -> StructureCheck:
+    """An operator without a kernel is computed on the CPU: right, but with copies there and back."""
+    known = cuda_kernels.HALF | cuda_kernels.ON_THE_HOST
+    lacking = Counter(
+        _name(node)
+        for node in nodes
+        if _name(node) not in known and (_name(node) not in cuda_kernels.OTHER or _touches(node, *_HALVES))
+    )
+    kinds = len({_name(node) for node in nodes})
+    return StructureCheck(
+        rule="every operator has a CUDA kernel for its type",
+        found=_listed(lacking) or f"all {kinds} kinds of operator are in the {cuda_kernels.SOURCE}",
+        held=not lacking,
+        required=False,
+    )
+
+
+def _no_dequantized_products(nodes: tuple[ir.Node, ...]) -> StructureCheck:
+    """CUDA has no integer kernel to fuse these into: it would dequantize again in every step."""
+    broken = Counter(
+        f"{node.op_type} {around} {node.name}"
+        for node in nodes
+        if node.op_type in _PRODUCTS
+        for around in _quantizers_around(node)
+    )
+    return StructureCheck(
+        rule="no QuantizeLinear or DequantizeLinear around a MatMul",
+        found=_listed(broken) or f"none around {sum(node.op_type in _PRODUCTS for node in nodes)} products",
+        held=not broken,
+        required=True,
+    )
+
+
+def _attention_in_half(nodes: tuple[ir.Node, ...]) -> StructureCheck:
+    """GroupQueryAttention has CUDA kernels for float16 and bfloat16, and none for float32."""
+    attentions = [node for node in nodes if node.op_type == "GroupQueryAttention"]
+    broken = Counter(
+        f"{node.name} in {node.inputs[0].dtype}"
+        for node in attentions
+        if node.inputs[0] is not None and node.inputs[0].dtype not in _HALVES
+    )
+    return StructureCheck(
+        rule="GroupQueryAttention runs in float16 or bfloat16",
+        found=_listed(broken) or f"all {len(attentions)}",
+        held=not broken,
+        required=True,
+    )
+
+
+def _wide_values(nodes: tuple[ir.Node, ...]) -> StructureCheck:
+    """Float32 in between is no fault, but it is slower, and nobody should have to guess that it is there."""
+    wide = Counter(
+        _name(node) for node in nodes if _touches(node, ir.DataType.FLOAT) and node.op_type != "Cast"
+    )
+    floating = sum(_touches(node, *_FLOATS) for node in nodes)
+    return StructureCheck(
+        rule="floating point is float16",
+        found=_listed(wide) or f"all {floating} operators on floating point",
+        held=not wide,
+        required=False,
+    )
+
+
+def _mixed_products(nodes: tuple[ir.Node, ...]) -> StructureCheck:
+    """What the fp16 x int4/int8 multiplication takes (session option ``ep.cuda.fpa_intb_gemm``)."""
+    products = [node for node in nodes if node.op_type == "MatMulNBits"]
+    broken = Counter(f"{objection} ({node.name})" for node in products if (objection := _slow(node)))
+    return StructureCheck(
+        rule="MatMulNBits fits the fused float16 x integer kernel",
+        found=_listed(broken) or f"all {len(products)}",
+        held=not broken,
+        required=False,
+    )
+
+
+def _slow(node: ir.Node) -> str:
+    """Why a MatMulNBits takes the path over a dequantized copy, or nothing."""
+    number = {name: node.attributes[name].as_int() for name in ("K", "N", "bits", "block_size")}
+    scales = node.inputs[2]
+    present = {index for index, value in enumerate(node.inputs) if value is not None}
+    reasons = (
+        (number["block_size"] != _TILE, f"block_size {number['block_size']}"),
+        (
+            number["N"] % _TILE or number["K"] % _TILE,
+            f"{number['K']} x {number['N']} is no multiple of {_TILE}",
+        ),
+        (_ZERO_POINTS in present, "zero points"),
+        (_GROUPS in present, "group indices"),
+        (_BIAS in present, "a bias inside"),
+        (scales is None or scales.dtype not in _HALVES, "scales that are not float16"),
+    )
+    return ", ".join(text for applies, text in reasons if applies)
+
+
+RULES: Mapping[str, tuple[Rule, ...]] = {
+    "CUDAExecutionProvider": (
+        _kernels, _no_dequantized_products, _attention_in_half, _wide_values, _mixed_products,
+    ),
+}  # fmt: skip
+
+
+def _quantizers_around(node: ir.Node) -> Iterable[str]:
+    parents = [value.producer() for value in node.inputs if value is not None]
+    if any(parent is not None and parent.op_type == "DequantizeLinear" for parent in parents):
+        yield "after DequantizeLinear"
+    if any(user.op_type == "QuantizeLinear" for user, _ in node.outputs[0].uses()):
+        yield "before QuantizeLinear"
+
+
+def _touches(node: ir.Node, *dtypes: ir.DataType) -> bool:
+    values = [*node.inputs, *(output for output in node.outputs if output.name)]
+    return any(value is not None and value.dtype in dtypes for value in values)
+
+
+def _name(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def _listed(found: Counter[str]) -> str:
+    """The most frequent entries, and how many more there are."""
+    shown = [f"{text} ({count}x)" if count > 1 else text for text, count in found.most_common(_SHOWN)]
+    more = len(found) - len(shown)
+    return "; ".join(shown) + (f"; {more} more" if more > 0 else "")
