@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,6 @@ import typer
 
 from onnxforge.compiler.options import AsJson, Debug
 from onnxforge.compiler.recipe import Recipe
-from onnxforge.runtimes.artifact import MANIFEST
 
 if TYPE_CHECKING:
     from onnxforge.compiler.request import CompileResult
@@ -90,36 +91,28 @@ def compile_(
         return
     if output is None:
         raise typer.BadParameter("say where the artifact goes: -o DIR", param_hint="--output")
-
-    if eval_text is not None:
+    with _interrupts_noted(output):
+        from onnxforge.compiler.driver import compile_model
         from onnxforge.compiler.eval_text import evaluation_text
+        from onnxforge.compiler.headline import headline
+        from onnxforge.compiler.progress import progress
+        from onnxforge.compiler.request import CompileRequest
 
-        evaluation_text(eval_text)  # refuses now what the proof would refuse after the work
-
-    from onnxforge.compiler.driver import compile_model
-    from onnxforge.compiler.headline import headline
-    from onnxforge.compiler.progress import progress
-    from onnxforge.compiler.request import CompileRequest
-
-    request = CompileRequest(
-        model=recipe.model,
-        output=output,
-        target=recipe.target,
-        task=recipe.task,
-        revision=recipe.revision,
-        proof=proof,
-        eval_text=eval_text,
-        allow_missed_budget=allow_missed_budget,
-        command=("compile", *sys.argv[1:]),
-    )
-    before = _identity(output)
-    try:
+        if eval_text is not None:
+            evaluation_text(eval_text)  # refuses now what the proof would refuse after the work
+        request = CompileRequest(
+            model=recipe.model,
+            output=output,
+            target=recipe.target,
+            task=recipe.task,
+            revision=recipe.revision,
+            proof=proof,
+            eval_text=eval_text,
+            allow_missed_budget=allow_missed_budget,
+            command=("compile", *sys.argv[1:]),
+        )
         with progress() as watch:
             result = compile_model(request, progress=watch)
-    except (KeyboardInterrupt, SystemExit) as interrupt:
-        done = "the new artifact is whole at" if _identity(output) != before else "nothing was changed at"
-        interrupt.add_note(f"{done} {output}")
-        raise
     print(json.dumps(_plain(result)) if as_json else headline(result))
 
 
@@ -163,10 +156,22 @@ def plan(
     )
 
 
-def _identity(output: Path) -> tuple[int, int] | None:
-    """Which artifact is at ``output``: an interrupt may come just after the new one was put there."""
+@contextmanager
+def _interrupts_noted(output: Path) -> Iterator[None]:
+    """Note on an interrupt what is at ``output``: it may come just after the new artifact was put there."""
+    before = _identity(output)
     try:
-        status = (output / MANIFEST).stat()
+        yield
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        done = "the new artifact is whole at" if _identity(output) != before else "nothing was changed at"
+        interrupt.add_note(f"{done} {output}")
+        raise
+
+
+def _identity(output: Path) -> tuple[int, int] | None:
+    """Which artifact is at ``output``, if any."""
+    try:
+        status = (output / "artifact.json").stat()  # its constant is in a module that takes time to load
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
