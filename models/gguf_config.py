@@ -154,14 +154,10 @@ def _particulars(header: Header, config: Mapping[str, Json]) -> dict[str, Json]:
     head_dim = config["head_dim"]
     match header.name:
         case "llama" | "smollm3":
-            return {
-                "attention_bias": header.has("blk.0.attn_q.bias"),
-                "mlp_bias": header.has("blk.0.ffn_gate.bias"),
-            }
+            return _biases(header)
         case "granite":
             return {
-                "attention_bias": header.has("blk.0.attn_q.bias"),
-                "mlp_bias": header.has("blk.0.ffn_gate.bias"),
+                **_biases(header),
                 **_present(
                     embedding_multiplier=header.real("embedding_scale"),
                     residual_multiplier=header.real("residual_scale"),
@@ -207,6 +203,13 @@ def _particulars(header: Header, config: Mapping[str, Json]) -> dict[str, Json]:
             return _gpt2(config)
         case _:
             return {}
+
+
+def _biases(header: Header) -> dict[str, Json]:
+    return {
+        "attention_bias": header.has("blk.0.attn_q.bias"),
+        "mlp_bias": header.has("blk.0.ffn_gate.bias"),
+    }
 
 
 def _gpt2(config: Mapping[str, Json]) -> dict[str, Json]:

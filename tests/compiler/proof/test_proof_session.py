@@ -38,6 +38,7 @@ def test_a_tokenizer_that_cuts_and_pads_is_asked_for_the_whole_text(make_artifac
     folder = make_artifact("a")
     path = str(folder / "tokenizer.json")
     saved = Tokenizer.from_file(path)
+    saved.no_truncation()
     text = evaluation_text().text[:2000]
     whole = saved.encode(text).ids
     saved.enable_truncation(8)
