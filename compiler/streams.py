@@ -63,7 +63,7 @@ def _rewired(kind: type[io.FileIO], stream: TextIO | None) -> TextIO:
         return stream  # somebody's own, as under a test
     raw = kind(stream.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw if stream.write_through else io.BufferedWriter(raw),  # PYTHONUNBUFFERED asks for the first
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,

@@ -1,6 +1,7 @@
 """Standard streams that are closed, full, or that nobody reads: a sensible code, at most one paragraph."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,33 @@ def test_a_reader_that_leaves_is_no_failure(arguments: str):
     assert done.returncode == (0 if arguments.startswith("targets") else 2)
     assert "stdout" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["PYTHONUNBUFFERED=1", "PYTHONUNBUFFERED="])
+def test_unbuffered_output_says_the_same(setting: str):
+    assert "cpu-int8" in shell(f"{setting} onnxforge targets | cat").stdout
+    if os.path.exists("/dev/full"):
+        done = shell(f"{setting} onnxforge targets > /dev/full")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(("sent", "told"), [("INT", (130, "interrupted")), ("TERM", (143, "terminated"))])
+def test_every_verb_ends_on_a_signal_with_one_line(sent: str, told: tuple[int, str]):
+    code = """
+import time
+from onnxforge.compiler import cli
+
+def wait() -> None:
+    print("ready", flush=True)
+    time.sleep(60)
+
+cli._VERBS = {"wait": wait, "other": wait}
+cli.main()
+"""
+    command = [sys.executable, "-c", code, "wait"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(getattr(signal, f"SIG{sent}"))
+    _, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (told[0], f"{told[1]}\n")
