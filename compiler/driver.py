@@ -22,6 +22,7 @@ from onnxforge.compiler.recipe import Recipe, to_json
 from onnxforge.compiler.request import CompileRequest, CompileResult
 from onnxforge.compiler.selfcheck import self_check
 from onnxforge.compiler.targets import TARGETS, Target
+from onnxforge.compiler.tokenizer_check import check_tokenizer
 from onnxforge.models.source import Source
 from onnxforge.runtimes.artifact import Manifest, write_manifest
 
@@ -33,8 +34,7 @@ class Parts:
     """The parts of the house that a compile calls on, so that a test can put a stand-in for each."""
 
     open_model: Callable[[str, str | None], Source]
-    resolve_task: Callable[[Source, str | None], str]
-    export_model: Callable[[Source, str], ir.Model]
+    export_model: Callable[[Source, str | None], ir.Model]
     self_check: Callable[[Path], None]
     prove: Prove
 
@@ -81,11 +81,9 @@ def compile_model(
 def house() -> Parts:
     """The real parts. They load torch and ONNX Runtime, so only a compile asks for them."""
     from onnxforge.models import export_model, open_model
-    from onnxforge.models.tasks import parse_task, task_for
 
     return Parts(
-        open_model=lambda ref, revision: open_model(ref, revision=revision),
-        resolve_task=lambda source, task: str(parse_task(task)) if task else task_for(source),
+        open_model=lambda ref, revision: check_tokenizer(open_model(ref, revision=revision)),
         export_model=export_model,
         self_check=self_check,
         prove=_prove,
@@ -107,8 +105,8 @@ def _export(
     source = parts.open_model(request.model, request.revision)
     watch.end(f"{source.kind}, {len(source.digests)} files")
     watch.begin("export")
-    task = parts.resolve_task(source, request.task)
-    exported = parts.export_model(source, task)
+    exported = parts.export_model(source, request.task)
+    task = exported.metadata_props["onnxforge.task"]
     size = graph_stats(exported).weight_bytes
     watch.plan(size * (passes + 2))  # the export and the writing handle every byte once too
     watch.advance(size)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from onnxforge.compiler.observe import Ledger
 from onnxforge.compiler.parity import EncoderParity
 from onnxforge.compiler.perplexity import Divergence
+from onnxforge.compiler.proof_decoding import DecodingParity
 from onnxforge.compiler.proof_layers import LayerError
 from onnxforge.compiler.roofline import Machine, Roofline
 from onnxforge.compiler.speed_types import SpeedReport
@@ -75,6 +76,7 @@ class Evidence:
     structure: tuple[StructureCheck, ...] = ()
     divergence: Divergence | None = None
     encoder: EncoderParity | None = None
+    decoding: DecodingParity | None = None
     layers: tuple[LayerError, ...] = ()
     speed: SpeedReport | None = None
     baseline_speed: SpeedReport | None = None

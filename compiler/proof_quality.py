@@ -10,6 +10,7 @@ from onnxforge.compiler.evidence import Evidence
 from onnxforge.compiler.float16_range import check_float16_range
 from onnxforge.compiler.parity import batches, compare_encoders
 from onnxforge.compiler.perplexity import compare
+from onnxforge.compiler.proof_decoding import decoding_parity
 from onnxforge.compiler.proof_layers import error_by_layer
 from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.compiler.proof_types import ProofOptions
@@ -53,9 +54,9 @@ def _decoder(
     _check_ids(np.concatenate([w.ids[0] for w in windows]), vocabulary)
     divergence = compare(reference, candidate, windows)
     layers = error_by_layer(reference, candidate, windows[0].ids[:, :_LAYER_TOKENS])
-    return replace(
-        _in_range(evidence, candidate, windows[0].ids), protocol=said, divergence=divergence, layers=layers
-    )
+    decoding = decoding_parity(candidate, candidate.folder, candidate.provider, windows[0].ids, length)
+    evidence = _in_range(evidence, candidate, windows[0].ids)
+    return replace(evidence, protocol=said, divergence=divergence, decoding=decoding, layers=layers)
 
 
 def _encoder(

@@ -25,6 +25,11 @@ def summarize(evidence: Evidence) -> dict[str, float | str | bool]:
             "top1_agreement": d.top1_agreement,
             "max_abs": d.max_abs_logit_diff,
         }
+    if (steps := evidence.decoding) is not None:
+        found |= {
+            "decoding_max_relative": steps.max_relative,
+            "decoding_top1": steps.top1_agreement,
+        }
     if (e := evidence.encoder) is not None:
         found |= {"cosine": e.min_cosine, "mean_cosine": e.mean_cosine, "max_abs": e.max_abs}
         if e.label_agreement is not None:

@@ -14,6 +14,8 @@ METRICS: Mapping[str, str] = {
     "max_abs": "largest absolute difference of any output from the unfused fp32 export's",
     "mean_kl": "KL divergence from the unfused fp32 export, nats per token",
     "top1_agreement": "share of positions where both put the same token first",
+    "decoding_max_relative": "cached steps of a ragged batch against a whole run: relative difference",
+    "decoding_top1": "cached steps of a ragged batch against one whole run: share of equal first tokens",
     "cosine": "smallest cosine of a pooled sentence with the unfused fp32 export's",
     "label_agreement": "share of sentences (or tokens) given the same label",
     "size_ratio": "bytes on disk over the unfused fp32 export's, weights and graph",

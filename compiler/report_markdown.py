@@ -78,6 +78,11 @@ def _quality(evidence: Evidence) -> str:
             ("same top token", f"{100 * d.top1_agreement:.2f}%"),
             ("largest logit difference", f"{d.max_abs_logit_diff:.3g}"),
         ]
+        if (steps := evidence.decoding) is not None:
+            rows += [
+                ("cached steps against a whole run: same top token", f"{100 * steps.top1_agreement:.1f}%"),
+                ("largest difference over the largest logit", f"{steps.max_relative:.2g}"),
+            ]
     elif (e := evidence.encoder) is not None:
         rows = [
             ("sentences", str(e.sentences)),

@@ -8,8 +8,8 @@ from onnxforge.models.source import Source
 _FILE = "tokenizer.json"
 
 
-def check_tokenizer(source: Source) -> None:
-    """Refuse a model whose artifact could not read text, or would read it as ids the model does not have.
+def check_tokenizer(source: Source) -> Source:
+    """Give ``source`` back if its artifact can read text, and reads it as ids that the model has.
 
     Raises:
         RequestRefused: ``tokenizer.json`` is absent, unreadable, or has ids beyond the vocabulary.
@@ -29,7 +29,7 @@ def check_tokenizer(source: Source) -> None:
         ) from error
     size, ids = source.config.get("vocab_size"), tokenizer.get_vocab(with_added_tokens=True)
     if not isinstance(size, int) or not ids:
-        return
+        return source
     beyond = {token: number for token, number in ids.items() if number >= size}
     if beyond:
         token, number = max(beyond.items(), key=lambda item: item[1])
@@ -38,3 +38,4 @@ def check_tokenizer(source: Source) -> None:
             f"tokens with ids that the vocabulary of {size} does not hold, up to {number} ({token!r}). "
             "Put the right tokenizer beside the weights."
         )
+    return source

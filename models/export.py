@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxforge.models import attention_form
 from onnxforge.models.bind import bind, tied_weights_differ
 from onnxforge.models.config_class import build_config, context_length, model_class
-from onnxforge.models.errors import SourceError
+from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.models.families import Family, family_for
 from onnxforge.models.skeleton import Skeleton, build_skeleton
 from onnxforge.models.source import Source, SourceKind
@@ -36,7 +36,7 @@ def export_model(source: Source, task: str | None = None) -> ir.Model:
         SourceError: the configuration or the weights are wrong; the message lists every mismatch.
     """
     if source.kind is SourceKind.ONNX:
-        return _existing_graph(source)
+        return _existing_graph(source, task)
     family = family_for(source.config.get("model_type"), source.ref)
     wanted = parse_task(task if task is not None else task_for(source))
     skeleton, context = _skeleton(source, family, wanted)
@@ -50,12 +50,19 @@ def export_model(source: Source, task: str | None = None) -> ir.Model:
     return model
 
 
-def _existing_graph(source: Source) -> ir.Model:
+def _existing_graph(source: Source, task: str | None) -> ir.Model:
     from onnxforge.models.onnx_contract import load_graph
 
     if source.graph is None:
         raise ValueError(f"{source.ref}: a source of kind {source.kind.value!r} needs the path of its graph")
-    return load_graph(source.graph, source.config)
+    model = load_graph(source.graph, source.config)
+    found = model.metadata_props["onnxforge.task"]
+    if task is not None and str(parse_task(task)) != found:
+        raise UnsupportedModel(
+            f"{source.ref}: the graph is a {found} model, as its inputs, outputs and config.json say, and "
+            f"cannot become one for {task}. Leave `--task` out, or export the model again for that task."
+        )
+    return model
 
 
 def _skeleton(source: Source, family: Family, task: Task) -> tuple[Skeleton, int]:

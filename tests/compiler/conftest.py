@@ -53,7 +53,8 @@ def tiny_model() -> ir.Model:
             partial(_weight, value.name), dtype=ir.DataType.FLOAT, shape=_WEIGHTS[value.name], name=value.name
         )
         model.graph.register_initializer(value)
-    model.metadata_props.update({"onnxforge.context_length": "64", "onnxforge.source": "tiny"})
+    facts = {"context_length": "64", "source": "tiny", "task": "text-generation-with-past"}
+    model.metadata_props.update({f"onnxforge.{name}": value for name, value in facts.items()})
     return model
 
 
@@ -99,7 +100,6 @@ def write_report(staging: Path, *_: object) -> Proof:
 def parts() -> Parts:
     return Parts(
         open_model=lambda ref, revision: replace(tiny_source(), ref=ref),
-        resolve_task=lambda source, task: task or "text-generation-with-past",
         export_model=lambda source, task: tiny_model(),
         self_check=lambda folder: None,
         prove=write_report,

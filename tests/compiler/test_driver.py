@@ -176,8 +176,8 @@ def test_killed_at(point: str, old: bool, tmp_path: Path, parts: Parts, request_
     reference = compile_model(request_for(tmp_path / "reference"), parts=parts)
     before: dict[str, str] | None = None
     if old:
-        other = replace(parts, resolve_task=lambda source, task: "feature-extraction")
-        compile_model(request_for(output), parts=other)
+        bare = replace(parts, open_model=lambda ref, _: replace(parts.open_model(ref, _), sidecars={}))
+        compile_model(request_for(output), parts=bare)
         before = contents(output)
 
     dies_at(point, request_for(output), parts)
