@@ -177,7 +177,7 @@ TARGETS: tuple[Target, ...] = (
         provider=CUDA,
         session=_MIXED_PRODUCTS,
         budget=(
-            # By grids of least squared error, without calibration: SmolLM2-135M is at 1.24, MiniLM-L6 at 0.943.
+            # Grids of least squared error, no calibration: SmolLM2-135M is at 1.24, MiniLM-L6 at 0.943.
             BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.3),
             BudgetLine("cosine", Bound.AT_LEAST, 0.93),
         ),
