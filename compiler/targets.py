@@ -98,7 +98,10 @@ TARGETS: tuple[Target, ...] = (
         passes=(*_FUSE, "cleanup"),
         expects={"decoder": _FUSED_DECODER, "encoder": _FUSED_ENCODER},
         session=_CPU_SESSION,
-        budget=(BudgetLine("max_abs", Bound.AT_MOST, 1e-3),),
+        budget=(
+            BudgetLine("max_abs", Bound.AT_MOST, 1e-3),
+            BudgetLine("decoding_max_relative", Bound.AT_MOST, 1e-4),  # measured: 1.3e-6
+        ),
     ),
     Target(
         name="cpu-int8",
@@ -111,6 +114,9 @@ TARGETS: tuple[Target, ...] = (
         session=_CPU_SESSION,
         budget=(
             BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.03),
+            # One row and many take different kernels, whose roundings differ (0.04 measured); a step that
+            # reads its cache wrongly is off by far more.
+            BudgetLine("decoding_max_relative", Bound.AT_MOST, 0.2),
             BudgetLine("cosine", Bound.AT_LEAST, 0.99),
         ),
     ),

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from onnxforge.models import SourceError, SourceKind, export_model, open_model
+from onnxforge.models import SourceError, SourceKind, UnsupportedModel, export_model, open_model
 from onnxforge.models.onnx_contract import load_graph
 from onnxforge.models.onnx_names import canonical
 
@@ -390,3 +390,13 @@ def test_a_graph_in_the_hub_cache_is_read_through_its_links(tmp_path):
     assert set(source.digests) == {"onnx/model.onnx", "onnx/weights.bin", "config.json"}
     table = load_graph(source.graph, source.config).graph.initializers["table"].const_value
     assert table.numpy()[1, 0] == 8.0
+
+
+def test_a_graph_knows_its_task(tmp_path):
+    """A config.json often names the checkpoint's class while the graph gives hidden states."""
+    config = {"model_type": "bert", "max_position_embeddings": 32, "architectures": ["BertForMaskedLM"]}
+    source = open_model(str(_write(tmp_path, _encoder("last_hidden_state", "token_type_ids"), config)))
+    assert export_model(source).metadata_props["onnxforge.task"] == "feature-extraction"
+    assert export_model(source, "feature-extraction").graph.name
+    with pytest.raises(UnsupportedModel, match="cannot become one for fill-mask.*Leave `--task` out"):
+        export_model(source, "fill-mask")
