@@ -398,5 +398,5 @@ def test_a_graph_knows_its_task(tmp_path):
     source = open_model(str(_write(tmp_path, _encoder("last_hidden_state", "token_type_ids"), config)))
     assert export_model(source).metadata_props["onnxforge.task"] == "feature-extraction"
     assert export_model(source, "feature-extraction").graph.name
-    with pytest.raises(UnsupportedModel, match="cannot become one for fill-mask.*Leave `--task` out"):
+    with pytest.raises(UnsupportedModel, match=r"cannot become one for fill-mask.*Leave `--task` out"):
         export_model(source, "fill-mask")
