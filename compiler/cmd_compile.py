@@ -51,7 +51,7 @@ _Output = Annotated[
 ]
 _Task = Annotated[
     str | None,
-    typer.Option(help="optimum's task name or a synonym. Default: what the configuration implies."),
+    typer.Option(help="optimum's task name or a synonym. Default, and auto: what the configuration implies."),
 ]
 _Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of a pass.")

@@ -12,7 +12,7 @@ from onnxforge.models.families import Family, family_for
 from onnxforge.models.skeleton import Skeleton, build_skeleton
 from onnxforge.models.source import Source, SourceKind
 from onnxforge.models.stamp import stamp
-from onnxforge.models.tasks import Task, parse_task, task_for
+from onnxforge.models.tasks import AUTO, Task, parse_task, task_for
 from onnxforge.models.tidy import finish, tidy
 from onnxforge.models.trace import quiet, trace
 
@@ -35,6 +35,8 @@ def export_model(source: Source, task: str | None = None) -> ir.Model:
         UnsupportedModel: the architecture or the task cannot be exported; the message names what is missing.
         SourceError: the configuration or the weights are wrong; the message lists every mismatch.
     """
+    if task == AUTO:
+        task = None
     if source.kind is SourceKind.ONNX:
         return _existing_graph(source, task)
     family = family_for(source.config.get("model_type"), source.ref)

@@ -29,8 +29,14 @@ _PRETRAINING = "ForPreTraining"
 _WITH_PAST = "-with-past"
 
 
+AUTO = "auto"
+"""optimum's name for: the task that the model's own files imply."""
+
+
 def parse_task(name: str) -> Task:
     """The task called ``name``: one of ours, or a synonym that optimum knows (``sequence-classification``).
+
+    ``text-generation`` without its ``-with-past`` is the same graph: an empty cache is a cache.
 
     Raises:
         UnsupportedModel: no such task, or one that is not exported here.
@@ -39,10 +45,7 @@ def parse_task(name: str) -> Task:
     if canonical in set(Task):
         return Task(canonical)
     if canonical == Task.TEXT_GENERATION.removesuffix(_WITH_PAST):
-        raise UnsupportedModel(
-            f"task {name!r}: text generation is exported with its key/value cache only. "
-            f"Ask for {Task.TEXT_GENERATION.value!r}."
-        )
+        return Task.TEXT_GENERATION
     raise UnsupportedModel(f"task {name!r} is not exported. Supported: {', '.join(Task)}.")
 
 

@@ -121,3 +121,8 @@ def test_all_mismatches_are_reported_at_once(tiny_source):
     assert "2 that the configuration has no place for: model.layers.0.self_attn.k_proj.bias" in message
     assert "model.layers.2.mlp.up_proj.weight" in message
     assert "tiny-llama" in message
+
+
+def test_auto_is_the_task_that_the_files_imply(tiny_source):
+    source = _small(tiny_source, "bert", "fill-mask")
+    assert export_model(source, "auto").metadata_props["onnxforge.task"] == "fill-mask"

@@ -41,6 +41,7 @@ def test_a_task_the_family_has_not_is_refused(tiny_source):
     [
         ("text-generation-with-past", Task.TEXT_GENERATION),
         ("causal-lm-with-past", Task.TEXT_GENERATION),
+        ("text-generation", Task.TEXT_GENERATION),
         ("sequence-classification", Task.TEXT_CLASSIFICATION),
         ("masked-lm", Task.FILL_MASK),
         ("sentence-similarity", Task.FEATURE_EXTRACTION),
@@ -48,11 +49,6 @@ def test_a_task_the_family_has_not_is_refused(tiny_source):
 )
 def test_tasks_are_optimums_with_its_synonyms(given, task):
     assert parse_task(given) is task
-
-
-def test_generation_without_a_cache_is_refused():
-    with pytest.raises(UnsupportedModel, match="with its key/value cache"):
-        parse_task("text-generation")
 
 
 def test_an_unknown_task_lists_the_known_ones():
