@@ -6,6 +6,7 @@ fresh copy of its exported graph (the export itself, some seconds, happens once 
 
 import importlib
 import os
+import signal
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -17,6 +18,8 @@ from onnxforge.models.source import Json, Source, SourceKind
 from onnxforge.models.tasks import parse_task
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a misspelt name is looked for on the hub: never from a test
+# A shell's background job ignores SIGINT, and so would the children that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCAB = 97
 
