@@ -1,23 +1,17 @@
 """Run the graph as it is now over calibration text and leave what was seen on its values."""
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
+from onnxforge.compiler.activations import multiplied, watched_rows
 from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
-from onnxforge.compiler.graph_feeds import whole_sequence_feeds
-from onnxforge.compiler.save import save_model
 from onnxforge.passes import notes
 from onnxforge.passes.activation_range import ActivationRange, annotate
 from onnxforge.passes.base import GraphPass, PassRefused
-from onnxforge.passes.constants import constant
-from onnxforge.passes.matching import is_op
 
 WHAT = "activation range"
 
@@ -51,7 +45,7 @@ class Calibrate(GraphPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Annotate the values; see :mod:`onnxforge.passes.activation_range`."""
-        watched = _multiplied(model.graph)
+        watched = multiplied(model.graph)
         if watched:
             work = calibration_batches(model, self.samples, self.tokens)
             for value, found in zip(watched, _measure(model, watched, work), strict=True):
@@ -60,55 +54,15 @@ class Calibrate(GraphPass):
         return ir.passes.PassResult(model, modified=False)
 
 
-def _multiplied(graph: ir.Graph) -> list[ir.Value]:
-    """The distinct left operands of MatMuls by a matrix that does not depend on the input."""
-    found: dict[ir.Value, None] = {}
-    for node in graph:
-        if is_op(node, "MatMul") and node.inputs[0] is not None and _is_weight(node.inputs[1]):
-            found.setdefault(node.inputs[0])
-    return list(found)
-
-
-def _is_weight(value: ir.Value | None) -> bool:
-    made_by = value.producer() if value is not None else None
-    source = made_by.inputs[0] if made_by is not None and is_op(made_by, "Transpose") else value
-    return constant(source) is not None
-
-
 def _measure(
-    model: ir.Model, watched: Sequence[ir.Value], work: Sequence[CalibrationBatch]
+    model: ir.Model, watched: Sequence[ir.Value], work: Iterable[CalibrationBatch]
 ) -> list[ActivationRange]:
-    with tempfile.TemporaryDirectory(prefix="onnxforge-calibrate-") as temp:
-        session = _open(model, watched, Path(temp))
-        tallies = [_Tally() for _ in watched]
-        names = [value.name or "" for value in watched]
-        for batch in work:
-            feeds = whole_sequence_feeds(session.get_inputs(), batch.ids, batch.mask, "calibration")
-            _run(session, names, feeds, batch.mask.astype(bool), tallies)
-        return [tally.result() for tally in tallies]
-
-
-def _open(model: ir.Model, watched: Sequence[ir.Value], folder: Path) -> ort.InferenceSession:
-    """A session on a copy of ``model`` whose outputs are the watched values."""
-    copy = model.clone()
-    values = {value.name: value for node in copy.graph for value in node.outputs}
-    values |= {value.name: value for value in copy.graph.inputs}
-    copy.graph.outputs.extend(v for name in watched if (v := values[name.name]) not in copy.graph.outputs)
-    save_model(copy, folder)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(folder / "onnx/model.onnx"), options, providers=["CPUExecutionProvider"])
-
-
-def _run(
-    session: ort.InferenceSession,
-    names: list[str],
-    feeds: Mapping[str, np.ndarray],
-    real: np.ndarray,
-    tallies: Sequence["_Tally"],
-) -> None:
-    for tally, value in zip(tallies, session.run(names, dict(feeds)), strict=True):
-        tally.add(value[real] if value.shape[:2] == real.shape else value.reshape(-1, value.shape[-1]))
+    tallies = [_Tally() for _ in watched]
+    for rows in watched_rows(model, watched, work):
+        for tally, seen in zip(tallies, rows, strict=True):
+            tally.add(seen)
+        del rows, seen  # before the next batch runs: never two batches at once
+    return [tally.result() for tally in tallies]
 
 
 class _Tally:
