@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 _KEY = "onnxforge.activation_range"
-_LEVELS = 255
+LEVELS = 255
+"""Steps of an 8-bit grid."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class ActivationRange:
     """float32 [K]: the largest value of each channel."""
     typical: float
     """The root mean square of an ordinary token: the median over tokens."""
+    chosen: tuple[float, float] | None = None
+    """What a grid over the whole tensor covers, where a calibrator clips; None: all that was seen."""
 
     @property
     def largest(self) -> np.ndarray:
@@ -27,23 +30,38 @@ class ActivationRange:
         return found
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The ends of the grid for the whole tensor; zero is always between them."""
+        low, high = self.chosen or (float(self.low.min()), float(self.high.max()))
+        return min(low, 0.0), max(high, 0.0)
+
+    @property
     def step(self) -> float:
-        """The step of an 8-bit grid over the whole range, zero included."""
-        span = max(float(self.high.max()), 0.0) - min(float(self.low.min()), 0.0)
-        return span / _LEVELS
+        """The step of an 8-bit grid over :attr:`bounds`; 0 where the tensor holds nothing else."""
+        low, high = self.bounds
+        return (high - low) / LEVELS
+
+    @property
+    def zero_point(self) -> int:
+        """The code of zero on that grid, 0 to 255."""
+        return round(-self.bounds[0] / self.step) if self.step else 0
 
     @property
     def ordinary_sqnr_db(self) -> float:
         """Signal to noise of an ordinary token on that grid, whose rounding error is uniform: step^2 / 12.
 
         A few tokens with massive activations stretch the range and leave all others a handful of levels;
-        an average over tokens would not show it, because those few carry most of the power.
+        an average over tokens would not show it, because those few carry most of the power. What a grid over
+        a chosen range clips is no part of it.
         """
         noise = self.step**2 / 12
         return float(10 * np.log10(self.typical**2 / noise)) if noise > 0 and self.typical > 0 else 0.0
 
     def divided(self, scales: np.ndarray) -> "ActivationRange":
-        """The range once channel k is divided by ``scales[k]`` > 0; measure what is typical again."""
+        """The range once channel k is divided by ``scales[k]`` > 0.
+
+        What is typical, and a chosen range, depend on the values themselves: calibrate again for those.
+        """
         return ActivationRange(self.low / scales, self.high / scales, self.typical)
 
 

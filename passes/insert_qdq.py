@@ -123,11 +123,9 @@ def _quantize(
 
 def _on_grid(graph: ir.Graph, data: ir.Value, found: ActivationRange) -> ir.Value:
     """``data`` rounded to its grid: QuantizeLinear and DequantizeLinear right after it."""
-    step = found.step or 1.0
-    zero = np.clip(np.rint(-min(float(found.low.min()), 0.0) / step), 0, 255)
     grid = (
-        add_array(graph, f"{data.name}.step", np.array(step, dtype=np.float32)),
-        add_array(graph, f"{data.name}.zero", np.array(zero, dtype=np.uint8)),
+        add_array(graph, f"{data.name}.step", np.array(found.step or 1.0, dtype=np.float32)),
+        add_array(graph, f"{data.name}.zero", np.array(found.zero_point, dtype=np.uint8)),
     )
     codes = ir.Value(name=f"{data.name}.q", shape=data.shape, type=ir.TensorType(ir.DataType.UINT8))
     rounded = ir.Value(name=f"{data.name}.dq", shape=data.shape, type=data.type)
