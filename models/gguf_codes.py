@@ -12,14 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-STORED_BLOCKS: Final = "stored_blocks"
-"""Key of ``tensor.meta`` under which passes look for the codes of a tensor [N, K]."""
-STORED_BLOCKS_TURNED: Final = "stored_blocks_turned"
-"""The same for a tensor [K, N] whose blocks lie along K."""
-BLOCK: Final = 32
-_FORMS: Final = {"Q4_0": (4, BLOCK, False), "Q4_1": (4, BLOCK, True), "Q8_0": (8, BLOCK, False)}
+from onnxforge.models.stored_blocks import MIDDLE, MINIMUM, Coded
 
-Coded = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]
+BLOCK: Final = 32
+_FORMS: Final = {"Q4_0": (4, BLOCK, MIDDLE), "Q4_1": (4, BLOCK, MINIMUM), "Q8_0": (8, BLOCK, MIDDLE)}
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,18 @@ class GgufCodes:
     """The stored bytes, uint8 [N, bytes per row]."""
 
     @property
-    def form(self) -> tuple[int, int, bool]:
-        """Bits of a code, elements of a block, and whether a block has a minimum."""
+    def form(self) -> tuple[int, int, str]:
+        """Bits of a code, elements of a block, and what its values are counted from."""
         return _FORMS[self.type_name]
+
+    @property
+    def order(self) -> None:
+        """The codes lie in the order of the weight's columns."""
 
     def read(self) -> Coded:
         """codes uint8 [N, K], steps float32 [N, K / 32], minimums float32 [N, K / 32] or None."""
-        bits, _, offset = self.form
+        bits, _, origin = self.form
+        offset = origin == MINIMUM
         rows = np.asarray(self.rows())
         raw = rows.reshape(len(rows), -1, 2 + 2 * offset + BLOCK * bits // 8)
         steps = _float16(raw, 0)

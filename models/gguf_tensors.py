@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from onnxforge.models.errors import SourceError, UnsupportedModel
 from onnxforge.models.gguf_architectures import Architecture, Layout
-from onnxforge.models.gguf_codes import STORED_BLOCKS, STORED_BLOCKS_TURNED, coded
+from onnxforge.models.gguf_codes import coded
 from onnxforge.models.gguf_file import GgufFile, GgufTensor
+from onnxforge.models.stored_blocks import STORED_BLOCKS, STORED_BLOCKS_TURNED
 
 READABLE: Final = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """ggml types that are dequantised."""

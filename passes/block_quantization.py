@@ -41,9 +41,7 @@ def quantize(rows: np.ndarray, scheme: BlockScheme) -> Blocks:
         packed[part] = pack(codes, scheme.bits)
     if scheme.symmetric:
         return Blocks(packed, scales, None)
-    if scheme.bits == 4 and blocks % 2:
-        zeros = np.pad(zeros, ((0, 0), (0, 1)))
-    return Blocks(packed, scales, pack(zeros, scheme.bits))
+    return Blocks(packed, scales, pack_zeros(zeros, scheme.bits))
 
 
 def dequantize(blocks: Blocks, scheme: BlockScheme) -> np.ndarray:
@@ -70,6 +68,13 @@ def _chunks(rows: np.ndarray, scheme: BlockScheme) -> Iterator[tuple[slice, np.n
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes, uint8 [..., n], as bytes: two to a byte at 4 bits, the first in the low half."""
     return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def pack_zeros(zeros: np.ndarray, bits: int) -> np.ndarray:
+    """Zero points, uint8 [N, K / block], as bytes; an odd one at the end of a row has a byte for itself."""
+    if bits == 4 and zeros.shape[1] % 2:
+        zeros = np.pad(zeros, ((0, 0), (0, 1)))
+    return pack(zeros, bits)
 
 
 def unpack(packed: np.ndarray, bits: int) -> np.ndarray:

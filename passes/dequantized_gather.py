@@ -53,6 +53,9 @@ def dequantized_gather(node: ir.Node, table: QuantizedTable) -> bool:
     if ids is None or size is None or not isinstance(graph, ir.Graph):
         notes.near_miss(WHAT, node.name, "the rank of the ids is not known")
         return False
+    if table.order is not None:
+        notes.near_miss(WHAT, node.name, "its blocks hold columns that are no neighbours")
+        return False
     kind, scheme = result.dtype or ir.DataType.FLOAT, table.scheme
     chain = _Chain(graph, node.name or result.name or "embedding")
     codes = _codes(chain, table.packed, ids, size, table.width // scheme.block_size, scheme)

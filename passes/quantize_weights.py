@@ -24,11 +24,20 @@ from onnxforge.passes.matching import (
     redirect,
     remove_dead,
 )
+from onnxforge.passes.ordered_columns import OrderedColumns
 from onnxforge.passes.quantized_table import MatrixKey, MatrixWeight, QuantizedTable, store, store_kept
-from onnxforge.passes.stored_blocks import StoredBlocks, stored_blocks
+from onnxforge.passes.stored_blocks import MIDDLE, StoredBlocks, cut, stored_blocks
 
 WHAT = "MatMulNBits"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+@dataclass(frozen=True)
+class _Adjustments:
+    """What stored blocks need around their product."""
+
+    offsets: BlockOffsets
+    order: OrderedColumns
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,9 @@ class QuantizeWeights(GraphPass):
     is stored once: head and lookup read the same ``Eq``.
 
     With ``keep_blocks`` a weight that its source stores in blocks is not rounded again, whatever ``bits``,
-    ``block_size`` and ``method`` say; a minimum per block is added by :mod:`onnxforge.passes.block_offsets`.
+    ``block_size`` and ``method`` say: its codes, steps and zero points are the source's own. A minimum per
+    block is added by :mod:`onnxforge.passes.block_offsets`, an order of columns by
+    :mod:`onnxforge.passes.ordered_columns`.
 
     ``accuracy_level=4`` lets ONNX Runtime multiply in int8. Activations are then rounded per block of one
     row, so that a row's result does not depend on the other rows of the batch; at 8 bits this takes 8 us for
@@ -63,7 +74,9 @@ class QuantizeWeights(GraphPass):
     method: str = "rtn"
     """How the grid of a block is found: ``rtn``, ``mse`` or ``hqq`` (:mod:`onnxforge.passes.block_grids`)."""
     keep_blocks: bool = False
-    """Weights that come in blocks of at most ``bits`` bits (GGUF's Q4_0, Q4_1, Q8_0) keep them."""
+    """Weights that come in blocks of at most ``bits`` bits (of GGUF, GPTQ, AWQ) keep them."""
+    plain_blocks: bool = False
+    """Of those, only symmetric ones, cut to ``block_size``: what ONNX Runtime's fast CUDA kernels take."""
     min_elements: int = 4096
     """Smaller matrices stay float: they cost nothing and are often classifiers, which need the precision."""
     min_embedding: int = 2**20
@@ -91,11 +104,11 @@ class QuantizeWeights(GraphPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantize every weight that qualifies; the others are noted with the reason."""
         made: dict[MatrixKey, QuantizedTable] = {}
-        offsets = BlockOffsets(model.graph)
+        shapes = _Adjustments(BlockOffsets(model.graph), OrderedColumns(model.graph))
         changed = False
         for node in tuple(model.graph):
             if is_op(node, "MatMul") and not is_part(node):
-                changed |= self._multiply(node, model.graph, made, offsets)
+                changed |= self._multiply(node, model.graph, made, shapes)
         for node in tuple(model.graph):
             if is_op(node, "Gather") and not int_attribute(node, "axis", 0):
                 changed |= self._gather(node, model.graph, made)
@@ -124,7 +137,7 @@ class QuantizeWeights(GraphPass):
         node: ir.Node,
         graph: ir.Graph,
         made: dict[MatrixKey, QuantizedTable],
-        offsets: BlockOffsets,
+        shapes: _Adjustments,
     ) -> bool:
         weight = _weight_of(node)
         if weight is None:
@@ -136,13 +149,27 @@ class QuantizeWeights(GraphPass):
         stored = made.get(weight.key)
         if stored is None:
             stored = made[weight.key] = self._store(graph, weight, node)
-        self._emit(node, stored, weight, offsets)
+        self._emit(node, stored, weight, shapes)
         notes.match(WHAT, node.name)
         return True
 
     def _kept(self, weight: MatrixWeight) -> StoredBlocks | None:
+        """The blocks of ``weight`` that stay, in the form in which they stay; None where it is rounded."""
         found = stored_blocks(weight.tensor, transposed=weight.transposed) if self.keep_blocks else None
-        return found if found is not None and found.form[0] <= self.bits else None
+        if found is None or self._unkept(found):
+            return None
+        return cut(found, self.block_size) if self.plain_blocks else found
+
+    def _unkept(self, found: StoredBlocks) -> str:
+        """Why blocks cannot stay, or an empty string."""
+        bits, block_size, origin = found.form
+        if bits > self.bits:
+            return f"its blocks have {bits} bits, more than {self.bits}"
+        if self.plain_blocks and origin != MIDDLE:
+            return f"each of its blocks has its own {origin}; symmetric blocks are needed"
+        if self.plain_blocks and block_size % self.block_size:
+            return f"its blocks of {block_size} cannot be cut to {self.block_size}"
+        return ""
 
     def _store(self, graph: ir.Graph, weight: MatrixWeight, node: ir.Node) -> QuantizedTable:
         kept = self._kept(weight)
@@ -150,15 +177,18 @@ class QuantizeWeights(GraphPass):
             notes.match("kept blocks", node.name)
             return store_kept(graph, weight, kept)
         if self.keep_blocks:
-            notes.near_miss(
-                "kept blocks", node.name, "its weight comes in no blocks that can be kept; rounded"
-            )
+            found = stored_blocks(weight.tensor, transposed=weight.transposed)
+            reason = self._unkept(found) if found is not None else "its weight comes in no blocks"
+            notes.near_miss("kept blocks", node.name, f"{reason}; rounded")
         return store(graph, weight, self._scheme())
 
     def _emit(
-        self, node: ir.Node, stored: QuantizedTable, weight: MatrixWeight, offsets: BlockOffsets
+        self, node: ir.Node, stored: QuantizedTable, weight: MatrixWeight, shapes: _Adjustments
     ) -> None:
-        result, inputs = node.outputs[0], [node.inputs[0], stored.packed, stored.scales]
+        data, result = node.inputs[0], node.outputs[0]
+        if stored.order is not None and data is not None:
+            data = shapes.order.of(data, stored.order, node)
+        inputs = [data, stored.packed, stored.scales]
         add = only_use(result)
         bias = _bias(add, result) if add is not None else None
         if add is not None and bias is not None:
@@ -181,7 +211,7 @@ class QuantizeWeights(GraphPass):
         insert_after(last, new)
         total = new.outputs[0]
         if stored.offsets is not None:
-            total = offsets.add(new, stored)
+            total = shapes.offsets.add(new, stored)
         redirect(result, total)
         remove_dead([last])
 
@@ -195,7 +225,9 @@ class QuantizeWeights(GraphPass):
         if stored is None:
             if tensor.dtype not in _FLOATS or tensor.size < self.min_embedding:
                 return False
-            objection = self._objection(weight, node, self.min_embedding)
+            kept, objection = self._kept(weight), self._objection(weight, node, self.min_embedding)
+            if kept is not None and kept.order is not None:
+                objection = "its blocks hold columns that are no neighbours"
             if objection is not None:
                 notes.near_miss("quantized embedding", node.name, objection)
                 return False

@@ -8,11 +8,11 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxforge.passes.block_quantization import pack, quantize
+from onnxforge.passes.block_quantization import pack, pack_zeros, quantize
 from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import add_array, add_initializer, extents
 from onnxforge.passes.lazy import lazy_tensor
-from onnxforge.passes.stored_blocks import StoredBlocks
+from onnxforge.passes.stored_blocks import MINIMUM, ZERO, StoredBlocks
 
 MatrixKey: TypeAlias = tuple[ir.Value, bool]
 Parts: TypeAlias = dict[str, np.ndarray]
@@ -57,6 +57,8 @@ class QuantizedTable:
     """K: elements of one row."""
     offsets: ir.Value | None = None
     """float32 [N, K / block]: a number for each block that is added to its values."""
+    order: np.ndarray | None = None
+    """int64 [K]: the column of the weight that each column of the codes holds; None where they agree."""
 
 
 class _OnceForAll:
@@ -85,16 +87,14 @@ def store(graph: ir.Graph, weight: MatrixWeight, scheme: BlockScheme) -> Quantiz
     """Lazy initializers that stand for ``weight``; the float source stays alive inside them only."""
     parts = _Initializers(graph, weight, scheme, lambda: _rounded(weight, scheme))
     packed, steps = parts.codes(), parts.numbers("scales", weight.tensor.dtype)
-    zeros = None
-    if not scheme.symmetric:
-        zeros = parts.add("zeros", ir.DataType.UINT8, (weight.size[0], scheme.packed_zeros(parts.blocks)))
+    zeros = None if scheme.symmetric else parts.zeros()
     return QuantizedTable(packed, steps, zeros, scheme, weight.size[1])
 
 
 def store_kept(graph: ir.Graph, weight: MatrixWeight, stored: StoredBlocks) -> QuantizedTable:
-    """Lazy initializers that hold the blocks which ``weight`` came with: codes, steps and minimums.
+    """Lazy initializers that hold the blocks which ``weight`` came with: codes, steps and zeros or minimums.
 
-    ::
+    Zero points stay the whole numbers that they are, which MatMulNBits takes. Minimums become offsets::
 
         offset = Cast(minimum) + middle * step          ONNX Runtime computes it once, while it loads
 
@@ -106,12 +106,13 @@ def store_kept(graph: ir.Graph, weight: MatrixWeight, stored: StoredBlocks) -> Q
     Minimums are stored as the float16 that they are. Steps are not: ONNX Runtime's int8 kernels answer zeros,
     without a word, where the steps come from a Cast that nothing folded (1.31.1, optimizations off).
     """
-    bits, block_size, has_minimum = stored.form
-    scheme = BlockScheme(bits, block_size, symmetric=True)
+    bits, block_size, origin = stored.form
+    scheme = BlockScheme(bits, block_size, symmetric=origin != ZERO)
     parts = _Initializers(graph, weight, scheme, lambda: _kept(stored, scheme))
     packed, steps = parts.codes(), parts.numbers("scales", weight.tensor.dtype)
-    offsets = parts.offsets(steps) if has_minimum else None
-    return QuantizedTable(packed, steps, None, scheme, weight.size[1], offsets)
+    zeros = parts.zeros() if origin == ZERO else None
+    offsets = parts.offsets(steps) if origin == MINIMUM else None
+    return QuantizedTable(packed, steps, zeros, scheme, weight.size[1], offsets, stored.order)
 
 
 class _Initializers:
@@ -142,6 +143,11 @@ class _Initializers:
         """A number for each block, [N, K / block]."""
         return self.add(part, dtype, (self._weight.size[0], self.blocks))
 
+    def zeros(self) -> ir.Value:
+        """Packed zero points, uint8 [N, bytes]."""
+        shape = (self._weight.size[0], self._scheme.packed_zeros(self.blocks))
+        return self.add("zeros", ir.DataType.UINT8, shape)
+
     def offsets(self, steps: ir.Value) -> ir.Value:
         """What is added to the values of each block, [N, K / block], in nodes at the start of the graph."""
         kind, name = self._weight.tensor.dtype, f"{self._weight.value.name}.middle"
@@ -171,7 +177,11 @@ def _rounded(weight: MatrixWeight, scheme: BlockScheme) -> Parts:
 
 
 def _kept(stored: StoredBlocks, scheme: BlockScheme) -> Parts:
-    codes, steps, minimums = stored.read()
+    codes, steps, origins = stored.read()
     count, blocks = steps.shape
     parts = {"packed": pack(codes.reshape(count, blocks, -1), scheme.bits), "scales": steps}
-    return parts if minimums is None else {**parts, "minimums": minimums}
+    if origins is None:
+        return parts
+    if scheme.symmetric:
+        return {**parts, "minimums": origins}
+    return {**parts, "zeros": pack_zeros(origins, scheme.bits)}

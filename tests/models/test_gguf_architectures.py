@@ -14,8 +14,8 @@ from gguf import GGUFWriter
 
 from onnxforge.models import SourceKind, export_model, open_model
 from onnxforge.models.gguf_architectures import ARCHITECTURES, Layout
-from onnxforge.models.gguf_codes import STORED_BLOCKS
 from onnxforge.models.gguf_tensors import BLOCKS_META
+from onnxforge.models.stored_blocks import STORED_BLOCKS
 
 VOCAB = 320
 LAYERS = 3

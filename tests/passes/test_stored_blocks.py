@@ -1,14 +1,15 @@
 """Weights that come quantized stay as they are: code for code, whatever joins or transposes them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from gguf import GGMLQuantizationType, quants
-from small_graphs import apply, graph, ops, random, run
+from small_graphs import apply, declined, graph, ops, random, run
 
-from onnxforge.models import gguf_codes
+from onnxforge.models import stored_blocks as promised
 from onnxforge.models.gguf_codes import coded
 from onnxforge.passes import stored_blocks
 from onnxforge.passes.canonicalize import Canonicalize
@@ -48,15 +49,16 @@ def awkward(count: int, width: int) -> np.ndarray:
 
 def test_both_sides_agree_on_the_keys():
     """Sources do not import passes, so each writes the keys down."""
-    assert gguf_codes.STORED_BLOCKS == stored_blocks.STORED_BLOCKS
-    assert gguf_codes.STORED_BLOCKS_TURNED == stored_blocks.STORED_BLOCKS_TURNED
+    for name in ("STORED_BLOCKS", "STORED_BLOCKS_TURNED", "MIDDLE", "ZERO", "MINIMUM"):
+        assert getattr(promised, name) == getattr(stored_blocks, name)
 
 
 @pytest.mark.parametrize("type_name", TYPES)
 def test_codes_decode_to_what_gguf_says(type_name):
     tensor, values = stored(awkward(64, 96), type_name)
     blocks = stored_blocks.stored_blocks(tensor, transposed=False)
-    bits, block, offset = blocks.form
+    bits, block, origin = blocks.form
+    offset = origin == stored_blocks.MINIMUM
     codes, steps, minimums = blocks.read()
     assert codes.dtype == np.uint8
     assert codes.max() < 1 << bits
@@ -179,3 +181,128 @@ def test_nothing_is_kept_unless_asked():
     Canonicalize()(model)
     apply(QuantizeWeights(min_elements=0), model)
     assert ops(model) == ["MatMulNBits"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Seeded blocks of any form, as a GPTQ or AWQ checkpoint has them."""
+
+    bits: int
+    block: int
+    origin: str
+    shape: tuple[int, int] = (64, 96)
+    order: np.ndarray | None = None
+    seed: int = 0
+
+    @property
+    def form(self) -> stored_blocks.Form:
+        return self.bits, self.block, self.origin
+
+    def read(self) -> stored_blocks.Coded:
+        rng, (count, width) = np.random.default_rng(self.seed), self.shape
+        codes = rng.integers(0, 1 << self.bits, self.shape, dtype=np.uint8)
+        steps = rng.normal(size=(count, width // self.block)).astype(np.float16).astype(np.float32)
+        zeros = rng.integers(0, 1 << self.bits, steps.shape, dtype=np.uint8)
+        return codes, steps, zeros if self.origin == stored_blocks.ZERO else None
+
+    def values(self) -> np.ndarray:
+        codes, steps, zeros = self.read()
+        origin = 1 << (self.bits - 1) if zeros is None else zeros.repeat(self.block, 1).astype(np.float32)
+        values = (codes - np.float32(origin)) * steps.repeat(self.block, 1)
+        if self.order is None:
+            return values
+        ordered = np.empty_like(values)
+        ordered[:, self.order] = values
+        return ordered
+
+    def tensor(self) -> ir.LazyTensor:
+        lazy = ir.LazyTensor(
+            lambda: ir.tensor(self.values()), dtype=ir.DataType.FLOAT, shape=ir.Shape(self.shape), name="w"
+        )
+        lazy.meta[stored_blocks.STORED_BLOCKS] = self
+        return lazy
+
+
+ORDER = np.random.default_rng(7).permutation(96)
+
+
+@pytest.mark.parametrize("order", [None, ORDER], ids=["in order", "reordered"])
+@pytest.mark.parametrize("origin", [stored_blocks.MIDDLE, stored_blocks.ZERO])
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, 32), (4, 16)])
+def test_zero_points_and_orders_multiply_like_their_source_bit_for_bit(bits, block, origin, order):
+    made = Made(bits, block, origin, order=order)
+    model = graph(LINEAR, w=made.tensor())
+    Canonicalize()(model)
+    apply(KEEP, model)
+    assert ops(model) == (["MatMulNBits"] if order is None else ["Gather", "MatMulNBits"])
+    codes, steps, zeros = made.read()
+    np.testing.assert_array_equal(part(model, ".scales"), steps)
+    packed = part(model, f".q{bits}").reshape(64, -1)
+    assert np.array_equal(packed, codes if bits == 8 else codes[:, ::2] | codes[:, 1::2] << 4)
+    if zeros is not None:
+        kept = part(model, ".zeros")
+        halves = kept if bits == 8 else np.stack([kept & 15, kept >> 4], -1).reshape(64, -1)
+        assert np.array_equal(halves[:, : zeros.shape[1]], zeros)
+    (got,) = run(model, {"x": np.eye(96, dtype=np.float32)[None]})
+    np.testing.assert_array_equal(got[0], made.values().T)
+
+
+def test_activations_are_reordered_once_for_all_that_read_them_alike():
+    one, two = (Made(4, 32, stored_blocks.ZERO, order=ORDER, seed=seed) for seed in (1, 2))
+    body = """g (float[b,s,96] x) => (float[b,s,64] y) {
+      t = Transpose<perm=[1,0]>(one)
+      u = Transpose<perm=[1,0]>(two)
+      a = MatMul(x, t)
+      b = MatMul(x, u)
+      y = Mul(a, b)
+    }"""
+    model = graph(body, one=one.tensor(), two=two.tensor())
+    Canonicalize()(model)
+    apply(KEEP, model)
+    assert ops(model).count("Gather") == 1
+
+
+def test_an_embedding_whose_columns_are_reordered_stays_float():
+    made = Made(8, 32, stored_blocks.MIDDLE, order=ORDER)
+    model = graph(
+        "g (int64[b,s] ids) => (float[b,s,96] e) {\n e = Gather(table, ids)\n}", table=made.tensor()
+    )
+    said = declined(QuantizeWeights(keep_blocks=True, min_embedding=0), model)
+    assert "no neighbours" in said
+
+
+@pytest.mark.parametrize("other", [ORDER[::-1].copy(), None], ids=["another order", "no order"])
+def test_weights_of_two_orders_are_not_joined(other):
+    first = Made(4, 32, stored_blocks.ZERO, (64, 96), ORDER)
+    second = Made(4, 32, stored_blocks.ZERO, (64, 96), other)
+    result = ir.tensor(np.zeros((96, 128), np.float32))
+    pieces = []
+    for made in (first, second):
+        turned = ir.tensor(made.values().T)
+        stored_blocks.turned(made.tensor(), turned)
+        pieces.append((turned, tuple(range(64))))
+    stored_blocks.joined(pieces, result)
+    assert stored_blocks.stored_blocks(result, transposed=True) is None
+    stored_blocks.joined(pieces[:1] * 2, result)
+    assert stored_blocks.stored_blocks(result, transposed=True).order is ORDER
+
+
+def test_plain_blocks_are_cut_and_anything_else_is_rounded_with_the_reason():
+    plain = QuantizeWeights(bits=4, keep_blocks=True, plain_blocks=True, accuracy_level=0, min_elements=0)
+    made = Made(4, 96, stored_blocks.MIDDLE)
+    model = graph(LINEAR, w=made.tensor())
+    Canonicalize()(model)
+    apply(plain, model)
+    assert part(model, ".scales").shape == (64, 3)
+    (got,) = run(model, {"x": np.eye(96, dtype=np.float32)[None]})
+    np.testing.assert_array_equal(got[0], made.values().T)
+    for other, reason in (
+        (Made(4, 32, stored_blocks.ZERO), "own zero; symmetric"),
+        (Made(4, 48, stored_blocks.MIDDLE), "blocks of 48 cannot be cut to 32"),
+        (Made(8, 32, stored_blocks.MIDDLE), "8 bits, more than 4"),
+    ):
+        model = graph(LINEAR, w=other.tensor())
+        Canonicalize()(model)
+        said = apply(plain, model)
+        assert any(reason in note.reason for note in said)
+        assert part(model, ".scales").shape == (64, 3)
