@@ -1,43 +1,59 @@
-"""Static W8A8: MatMul in 8 bits on both sides, written as QuantizeLinear and DequantizeLinear."""
+"""MatMul in integers on both sides, or on the weight's, written as QuantizeLinear and DequantizeLinear."""
 
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxforge.passes import notes
-from onnxforge.passes.activation_range import ActivationRange, range_of
+from onnxforge.passes.activation_grid import ActivationGrid, grid_of
+from onnxforge.passes.activation_range import range_of
 from onnxforge.passes.base import GraphPass, PassRefused
-from onnxforge.passes.channel_quantization import quantized_columns
-from onnxforge.passes.constants import add_array, constant, extents
-from onnxforge.passes.matching import insert_after, is_op
+from onnxforge.passes.constants import constant, extents
+from onnxforge.passes.linear_product import LinearProduct, linear_product
+from onnxforge.passes.matching import int_attribute, is_op, rank
+from onnxforge.passes.qdq_emit import QdqWriter
+from onnxforge.passes.qdq_scheme import NONE, TYPES, Granularity, WeightScheme, weight_scheme
+from onnxforge.passes.qdq_support import Form, objection
 
-WHAT = "W8A8 MatMul"
+WHAT = "quantized MatMul"
+LOOKUP = "quantized lookup"
 
 
 @dataclass(frozen=True)
 class InsertQdq(GraphPass):
-    """Quantize both operands of MatMuls by a constant matrix, where a static grid serves the activations.
+    """Quantize MatMuls (and Gemms) by a constant matrix, where the provider has a kernel for the result.
 
     ::
 
-        MatMul(x, W)   ->   MatMul(DQ(Q(x, step, zero), step, zero), DQ(Wq, steps))
+        MatMul(x, W)   ->   MatMul(DQ(Q(x, step, zero), step, zero), DQ(Wq, steps))    activations=uint8
+                       ->   MatMul(x, DQ(Wq, steps))                                   activations=none
+        Gemm(x, W, b)  ->   Add(MatMul(...), b)
+        Gather(E, ids) ->   DQ(Gather(Eq, ids), Gather(steps, ids))                    embeddings=true
 
-    Activations get one uint8 grid per tensor over their calibrated range (zero is exact); weights one
-    symmetric int8 grid per column. The result stays float: ONNX Runtime's CPU provider turns the pattern
-    into one int8 product (MatMulIntegerToFloat), whose rows do not depend on one another. The activation
-    step is static, so a token's result is the same alone and in a batch, which DynamicQuantizeLinear with
-    its one scale per call does not give.
+    **Static activations** get one grid per tensor over their calibrated range (zero is exact), and the
+    result stays float: ONNX Runtime's CPU provider turns the pattern into one int8 product
+    (MatMulIntegerToFloat), whose rows do not depend on one another. With ``dynamic`` the grid is taken anew
+    over all tokens of a call: no calibration, but a token's result then depends on its neighbours. Run after
+    ``calibrate``; dynamic activations and weights alone need none.
 
     One grid serves a tensor badly when a few tokens are far larger than the rest. ``min_sqnr_db`` leaves
-    such MatMuls float, for a blockwise pass to take up. Run after ``calibrate``.
+    such MatMuls float, for a blockwise pass to take up.
 
+    **Weights alone**: ONNX Runtime (1.31) makes MatMulNBits of them when it loads the graph, on CPU and CUDA,
+    with ``accuracy_level`` 4, which rounds activations to int8 too. The session entry
+    ``session.qdq_matmulnbits_accuracy_level`` chooses another one.
+
+    **Saturation**: x86 processors without VNNI add two products of uint8 and int8 in 16 bits, and
+    2 x 255 x 127 does not fit. ``reduce_range`` keeps the weights within 63, at the price of one bit; with
+    VNNI or on Arm it only loses precision.
+
+    Which combinations a provider runs is in :mod:`onnxforge.passes.qdq_support`; the others are refused.
     Source: Jacob et al. 2017 (1712.05877) for the arithmetic, the ONNX operator specification for the form.
     """
 
-    summary: ClassVar[str] = "static 8-bit activations and weights (QDQ) where a static grid is fine enough"
+    summary: ClassVar[str] = "integer weights and activations (QDQ) where the provider multiplies them so"
 
     min_sqnr_db: float = 20.0
     """Least signal to noise of an ordinary token on the tensor's grid, in dB."""
@@ -45,99 +61,153 @@ class InsertQdq(GraphPass):
     """Smaller matrices stay float."""
     skip: str = ""
     """A regular expression; weights and nodes whose name it finds stay float."""
+    only: str = ""
+    """A regular expression; weights and nodes whose name it does not find stay float."""
+    weights: str = "int8"
+    """``int8``, ``uint8``, ``int4``, ``uint4`` or ``int16``."""
+    granularity: str = "channel"
+    """One scale per ``tensor``, per ``channel`` (a column of W, a row of E) or per ``block`` along it."""
+    block_size: int = 32
+    symmetric: bool = True
+    """Weights: a grid centred on zero; otherwise one that spans the range, with a zero point."""
+    activations: str = "uint8"
+    """``uint8``, ``int8``, ``uint16``, ``int16``, or ``none``: weights only."""
+    symmetric_activations: bool = False
+    dynamic: bool = False
+    """Take the grid of activations over each call (DynamicQuantizeLinear) instead of from calibration."""
+    reduce_range: bool = False
+    """int8 weights of 7 bits, for processors whose uint8 x int8 sums saturate."""
+    embeddings: bool = False
+    """Quantize constant tables that Gather reads rows of, too."""
+    provider: str = "cpu"
+    """Whose kernels are to take the result: ``cpu``, ``cuda``, ``tensorrt``; ``any`` asks nobody."""
 
     def requires(self, model: ir.Model) -> None:
-        """Refuse a pattern that cannot be read, and a graph that was never calibrated.
+        """Refuse what cannot be read, what the provider does not run, and a graph that was never calibrated.
 
         Raises:
-            PassRefused: ``skip`` is no regular expression, or no MatMul's input has a calibrated range.
+            PassRefused: a pattern is no regular expression, the options name no form that ``provider`` runs,
+                or activations are to be static and no product's input has a calibrated range.
         """
-        try:
-            re.compile(self.skip)
-        except re.error as problem:
-            raise PassRefused(f"{self.text()}: skip is no regular expression ({problem})") from problem
-        products = [node for node in model.graph if is_op(node, "MatMul") and constant(node.inputs[1])]
-        if products and all(range_of(node.inputs[0]) is None for node in products):
+        for name, pattern in (("skip", self.skip), ("only", self.only)):
+            try:
+                re.compile(pattern)
+            except re.error as problem:
+                raise PassRefused(f"{self.text()}: {name} is no regular expression ({problem})") from problem
+        if found := objection(self._form(), self.provider, model.opset_imports.get("", 1)):
+            raise PassRefused(f"{self.text()}: {found}")
+        products = [product for node in model.graph if (product := linear_product(node))]
+        if self._is_static and products and all(range_of(product.data) is None for product in products):
             raise PassRefused(f"{self.text()}: no activation has a range; put `calibrate` before this pass")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantize what qualifies; the rest is noted with the reason."""
-        grids: dict[ir.Value, ir.Value] = {}
+        writer = QdqWriter(model.graph, self._scheme(), lift=self.provider == "cpu")
         changed = False
         for node in tuple(model.graph):
-            if not is_op(node, "MatMul") or (tensor := constant(node.inputs[1])) is None:
-                continue
-            objection = self._objection(node, tensor)
-            if objection is not None:
-                notes.near_miss(WHAT, node.name, objection)
-                continue
-            _quantize(model.graph, node, tensor, grids)
-            notes.match(WHAT, node.name)
-            changed = True
+            product = linear_product(node)
+            if product is not None:
+                changed |= self._multiply(product, writer)
+            elif self.embeddings and is_op(node, "Gather") and not int_attribute(node, "axis", 0):
+                changed |= self._lookup(node, writer)
         return ir.passes.PassResult(model, modified=changed)
 
-    def _objection(self, node: ir.Node, tensor: ir.TensorProtocol) -> str | None:
-        weight, found = node.inputs[1], range_of(node.inputs[0])
-        if self.skip and any(re.search(self.skip, n or "") for n in (weight and weight.name, node.name)):
+    @property
+    def _is_static(self) -> bool:
+        return self.activations != NONE and not self.dynamic
+
+    def _form(self) -> Form:
+        return Form(
+            weights=self.weights,
+            granularity=self.granularity,
+            block_size=self.block_size,
+            symmetric=self.symmetric,
+            activations=self.activations,
+            symmetric_activations=self.symmetric_activations,
+            dynamic=self.dynamic,
+            reduce_range=self.reduce_range,
+            embeddings=self.embeddings,
+        )
+
+    def _scheme(self) -> WeightScheme:
+        return weight_scheme(
+            self.weights,
+            self.granularity,
+            self.block_size,
+            symmetric=self.symmetric,
+            reduce_range=self.reduce_range,
+        )
+
+    def _multiply(self, product: LinearProduct, writer: QdqWriter) -> bool:
+        node, grid = product.node, self._grid(product)
+        found = self._weight_objection(product.weight, product.tensor, node, product.size[0])
+        found = found or self._activation_objection(product, grid)
+        if found is not None:
+            notes.near_miss(WHAT, node.name, found)
+            return False
+        if self.dynamic:
+            writer.dynamic(product)
+            notes.near_miss(
+                "row-independent MatMul",
+                node.name,
+                "its activations get one grid per call, so a token's result depends on the others in it; "
+                "`calibrate` and dynamic=false make it independent",
+            )
+        elif grid is not None:
+            writer.static(product, grid)
+        else:
+            writer.weight_only(product)
+        notes.match(WHAT, node.name)
+        return True
+
+    def _lookup(self, node: ir.Node, writer: QdqWriter) -> bool:
+        table, ids = node.inputs[0], node.inputs[1]
+        tensor = constant(table)
+        if table is None or tensor is None or len(tensor.shape) != 2 or tensor.dtype != ir.DataType.FLOAT:
+            return False
+        if any(is_op(use.node, "DequantizeLinear") for use in node.outputs[0].uses()):
+            return False  # it looks up scales
+        size = rank(ids) if ids is not None else None
+        found = "the rank of the ids is not known" if size is None else None
+        found = found or self._weight_objection(table, tensor, node, extents(tensor)[1])
+        if found is not None or size is None:
+            notes.near_miss(LOOKUP, node.name, found or "")
+            return False
+        writer.lookup(node, tensor, size)
+        notes.match(LOOKUP, node.name)
+        return True
+
+    def _grid(self, product: LinearProduct) -> ActivationGrid | None:
+        found = range_of(product.data)
+        if self.activations == NONE or found is None:
+            return None
+        return grid_of(found, TYPES[self.activations], symmetric=self.symmetric_activations)
+
+    def _weight_objection(
+        self, weight: ir.Value, tensor: ir.TensorProtocol, node: ir.Node, width: int
+    ) -> str | None:
+        names = [name or "" for name in (weight.name, node.name)]
+        if self.skip and any(re.search(self.skip, name) for name in names):
             return f"its name matches skip={self.skip!r}"
-        if len(tensor.shape) != 2 or tensor.dtype != ir.DataType.FLOAT:
-            return f"its weight is {tensor.dtype} of rank {len(tensor.shape)}; a float32 matrix is needed"
+        if self.only and not any(re.search(self.only, name) for name in names):
+            return f"its name does not match only={self.only!r}"
+        if tensor.dtype != ir.DataType.FLOAT:
+            return f"its weight is {tensor.dtype}; a float32 matrix is needed"
         if tensor.size < self.min_elements:
             return f"{tensor.size} elements are fewer than {self.min_elements}"
-        if found is None:
-            return "its input has no calibrated range"
-        if found.ordinary_sqnr_db < self.min_sqnr_db:
-            return (
-                f"an ordinary token keeps {found.ordinary_sqnr_db:.1f} dB on the grid of the whole range "
-                f"(largest {found.largest.max():.3g}, typical {found.typical:.3g}); "
-                f"{self.min_sqnr_db:g} dB are needed"
-            )
+        if self.granularity == Granularity.BLOCK and width % self.block_size:
+            return f"K is {width}, which is no multiple of block_size {self.block_size}"
         return None
 
-
-def _quantize(
-    graph: ir.Graph, node: ir.Node, tensor: ir.TensorProtocol, grids: dict[ir.Value, ir.Value]
-) -> None:
-    data, weight = node.inputs[0], node.inputs[1]
-    assert data is not None
-    assert weight is not None
-    found = range_of(data)
-    assert found is not None
-    if data not in grids:
-        grids[data] = _on_grid(graph, data, found)
-    codes, steps = quantized_columns(graph, weight.name or "weight", tensor)
-    restored = ir.Value(name=f"{weight.name}.dequantized", shape=ir.Shape(extents(tensor)), type=weight.type)
-    axis = [ir.AttrInt64("axis", 1)]
-    made = ir.Node(
-        "",
-        "DequantizeLinear",
-        (codes, steps),
-        axis,
-        outputs=(restored,),
-        name=f"{weight.name}/DequantizeLinear",
-    )
-    graph.insert_before(node, made)
-    node.replace_input_with(0, grids[data])
-    node.replace_input_with(1, restored)
-
-
-def _on_grid(graph: ir.Graph, data: ir.Value, found: ActivationRange) -> ir.Value:
-    """``data`` rounded to its grid: QuantizeLinear and DequantizeLinear right after it."""
-    grid = (
-        add_array(graph, f"{data.name}.step", np.array(found.step or 1.0, dtype=np.float32)),
-        add_array(graph, f"{data.name}.zero", np.array(found.zero_point, dtype=np.uint8)),
-    )
-    codes = ir.Value(name=f"{data.name}.q", shape=data.shape, type=ir.TensorType(ir.DataType.UINT8))
-    rounded = ir.Value(name=f"{data.name}.dq", shape=data.shape, type=data.type)
-    nodes = (
-        ir.Node("", "QuantizeLinear", (data, *grid), outputs=(codes,), name=f"{data.name}/QuantizeLinear"),
-        ir.Node(
-            "", "DequantizeLinear", (codes, *grid), outputs=(rounded,), name=f"{data.name}/DequantizeLinear"
-        ),
-    )
-    anchor = data.producer()
-    if anchor is None:
-        graph.insert_before(graph[0], nodes)
-    else:
-        insert_after(anchor, *nodes)
-    return rounded
+    def _activation_objection(self, product: LinearProduct, grid: ActivationGrid | None) -> str | None:
+        """Why one grid does not serve the product's data; a dynamic one is judged where a range is known."""
+        found = range_of(product.data)
+        if grid is None or found is None:
+            return "its input has no calibrated range" if self._is_static else None
+        ratio = grid.ordinary_sqnr_db(found.typical)
+        if ratio >= self.min_sqnr_db:
+            return None
+        return (
+            f"an ordinary token keeps {ratio:.1f} dB on the grid of the whole range (largest "
+            f"{found.largest.max():.3g}, typical {found.typical:.3g}); {self.min_sqnr_db:g} dB are needed"
+        )

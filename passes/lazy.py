@@ -27,7 +27,7 @@ def lazy_tensor(
     expected = tuple(shape)
 
     def evaluate() -> ir.TensorProtocol:
-        array = np.ascontiguousarray(compute())
+        array = np.asarray(compute(), order="C")
         tensor = ir.tensor(array, dtype=dtype, name=name)
         if tuple(array.shape) != expected:
             raise ValueError(f"weight {name!r}: computed shape {array.shape}, declared {expected}")

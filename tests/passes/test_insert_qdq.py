@@ -7,8 +7,9 @@ from test_fold_scales import calibrated
 
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
-from onnxforge.passes.channel_quantization import quantize_columns
 from onnxforge.passes.insert_qdq import InsertQdq
+from onnxforge.passes.qdq_scheme import TYPES, Granularity, WeightScheme
+from onnxforge.passes.weight_grid import quantize
 
 BODY = """g (float[b,s,64] x) => (float[b,s,96] q, float[b,s,128] k) {
   n = Tanh(x)
@@ -46,8 +47,8 @@ def test_the_numbers_are_those_of_the_formula():
     step = np.float32((high - low) / 255)
     zero = np.rint(-low / step)
     codes = np.clip(np.rint(data / step) + zero, 0, 255)
-    integers, steps = quantize_columns(weight)
-    meant = ((codes - zero) @ integers.astype(np.float64)) * step * steps
+    columns = quantize(weight, WeightScheme(TYPES["int8"], Granularity.CHANNEL, 32, symmetric=True))
+    meant = ((codes - zero) @ columns.codes.astype(np.float64)) * step * columns.steps
     np.testing.assert_allclose(run(model, feeds)[0], meant, rtol=1e-4, atol=1e-4 * np.abs(meant).max())
 
 
@@ -83,11 +84,3 @@ def test_refusals(options, says):
     model = graph(BODY, wq=random(64, 96), wk=random(64, 128))
     with pytest.raises(PassRefused, match=says):
         InsertQdq(**options).requires(model)
-
-
-def test_columns_of_zeros_stay_zeros():
-    weight = random(8, 4)
-    weight[:, 2] = 0
-    codes, steps = quantize_columns(weight)
-    assert (codes[:, 2] == 0).all()
-    assert np.abs(codes * steps - weight).max() <= steps.max() / 2 * 1.0001
