@@ -1,5 +1,6 @@
 """Every form that insert-qdq writes: its text, its numbers, that the CPU fuses it; what is refused."""
 
+import dataclasses
 import itertools
 import tempfile
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 from small_graphs import apply, declined, graph, node, ops, random, run
 from test_fold_scales import calibrated
 
+from onnxforge.passes.activation_range import annotate, range_of
 from onnxforge.passes.base import PassRefused
 from onnxforge.passes.insert_qdq import InsertQdq
 from onnxforge.passes.qdq_scheme import ACTIVATIONS, WEIGHTS
@@ -328,3 +330,17 @@ def test_an_old_graph_cannot_say_it(options):
     with pytest.raises(PassRefused, match="needs opset 21 and the graph has 17"):
         InsertQdq(**options).requires(one(opset=17))
     InsertQdq().requires(one(opset=17))
+
+
+def test_a_chosen_range_clips():
+    model = one()
+    value = model.graph[0].outputs[0]
+    seen = range_of(value)
+    annotate(value, dataclasses.replace(seen, chosen=(-0.5, 0.25)))
+    InsertQdq(min_sqnr_db=0)(model)
+    step = float(model.graph.initializers["n.step"].const_value.numpy())
+    assert step == pytest.approx(0.75 / 255)
+    model.graph.outputs.append(next(v for item in model.graph for v in item.outputs if v.name == "n.dq"))
+    rounded = run(model, FEEDS)[1]
+    assert rounded.max() == pytest.approx(0.25, abs=step)
+    assert rounded.min() == pytest.approx(-0.5, abs=step)
