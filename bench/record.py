@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxforge.compiler.evidence import cpu_name, versions
+from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.proof_session import threads
-from onnxforge.compiler.report_markdown import table
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -136,7 +136,7 @@ def _row(
 
 
 def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    from onnxforge.compiler.report_markdown import table
+    from onnxforge.compiler.markdown_table import table
 
     header = ("model", "size", "params", "backend", "threads", "test", "t/s")
     body = [

@@ -15,6 +15,7 @@ from onnxforge.compiler.parity import EncoderParity
 from onnxforge.compiler.perplexity import Divergence
 from onnxforge.compiler.proof_decoding import DecodingParity
 from onnxforge.compiler.proof_layers import LayerError
+from onnxforge.compiler.quantizer_report import QuantizerReport
 from onnxforge.compiler.roofline import Machine, Roofline
 from onnxforge.compiler.speed_types import SpeedReport
 from onnxforge.compiler.structure import StructureCheck
@@ -74,6 +75,8 @@ class Evidence:
     ops_after: Mapping[str, int]
     ledger: Ledger
     structure: tuple[StructureCheck, ...] = ()
+    quantizers: QuantizerReport | None = None
+    """What the provider does with the quantizers that the graph holds; None where it holds none."""
     divergence: Divergence | None = None
     encoder: EncoderParity | None = None
     decoding: DecodingParity | None = None

@@ -26,6 +26,7 @@ def headline(result: CompileResult) -> str:
             ("speed", _speed(found)),
             ("memory", _memory(found)),
             ("verified", _unverified(found)),
+            ("left", _left(found)),
             ("missed", "; ".join(result.missed)),
             ("slower", _slower(found)),
             ("report", str(result.output / "report" / "index.md")),
@@ -81,6 +82,13 @@ def _unverified(found: Summary) -> str:
         return ""
     there, here = found["provider"], found["verified_on"]
     return f"not on {there}, which is not here: quality was measured on {here}, speed was not"
+
+
+def _left(found: Summary) -> str:
+    """Quantizers that the provider runs by themselves."""
+    if not (count := found.get("quantizers_left")):
+        return ""
+    return f"{count} quantizers beside float operators: the report lists them"
 
 
 def _slower(found: Summary) -> str:

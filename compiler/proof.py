@@ -20,6 +20,7 @@ from onnxforge.compiler.proof_speed import speed
 from onnxforge.compiler.proof_summary import summarize
 from onnxforge.compiler.proof_types import EXPORT, METRICS, Proof, ProofOptions
 from onnxforge.compiler.provider_here import stand_in
+from onnxforge.compiler.quantizer_report import report_quantizers
 from onnxforge.compiler.report import write_report
 from onnxforge.compiler.structure import check_structure
 from onnxforge.compiler.targets import BudgetLine
@@ -71,6 +72,8 @@ def prove(
     missed = [f"promised {v.line}, measured {v.measured:.6g}" for v in verdicts if not v.held]
     broken = [check for check in evidence.structure if check.required and not check.held]
     missed += [f"promised that {check.rule}, found {check.found}" for check in broken]
+    if evidence.quantizers is not None and evidence.quantizers.complaint:
+        missed.append(evidence.quantizers.complaint)
     return Proof(evidence.summary, tuple(missed))
 
 
@@ -135,6 +138,7 @@ def _outset(
         ops_after=graph_stats(model).ops,
         ledger=ledger,
         structure=check_structure(model, manifest.provider),
+        quantizers=report_quantizers(model, ours, manifest, stand_in(manifest.provider)),
     )
 
 

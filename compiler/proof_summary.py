@@ -16,6 +16,12 @@ def summarize(evidence: Evidence) -> dict[str, float | str | bool]:
         "provider": evidence.provider,
         "verified_on": evidence.verified_on,
     }
+    if (q := evidence.quantizers) is not None:
+        found |= {
+            "quantizers": q.written,
+            "quantizers_left": len(q.left),
+            "quantizers_left_bytes": sum(item.weight_bytes for item in q.left),
+        }
     if (d := evidence.divergence) is not None:
         found |= {
             "perplexity": d.candidate.value,

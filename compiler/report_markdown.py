@@ -1,9 +1,11 @@
 """The report a person reads: `report/index.md`."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnxforge.compiler.evidence import Evidence, cpu_name, versions
+from onnxforge.compiler.markdown_table import table
+from onnxforge.compiler.quantizer_section import quantizer_section
 from onnxforge.compiler.speed_types import SpeedReport, Timing
 
 _MOST_NEAR_MISSES = 8
@@ -15,6 +17,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
     parts += [f"> {note}\n" for note in evidence.notes]
     parts += [
         _structure(evidence),
+        quantizer_section(evidence.quantizers),
         _quality(evidence),
         _speed(evidence),
         _roofline(evidence),
@@ -24,22 +27,6 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
     parts += [f"## {caption}\n\n![{caption}]({name})\n" for name, caption in plots.items()]
     parts.append(_provenance(evidence))
     return "\n".join(part for part in parts if part)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A Markdown table with its columns aligned; ``right`` are the indices of right-aligned columns."""
-    body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(3, *(len(row[i]) for row in [list(header), *body])) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            c.rjust(w) if i in right else c.ljust(w)
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join(padded) + " |"
-
-    rule = [("-" * (w - 1) + ":") if i in right else "-" * w for i, w in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *(line(row) for row in body)]) + "\n"
 
 
 def _verdict(evidence: Evidence) -> str:

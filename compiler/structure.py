@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxforge.compiler import cuda_kernels
+from onnxforge.compiler.left_quantizers import sides_of, takes_up_weights_alone
 
 _SHOWN = 4
 _TILE = 32
@@ -60,7 +61,7 @@ def _kernels(nodes: tuple[ir.Node, ...]) -> StructureCheck:
 
 
 def _no_dequantized_products(nodes: tuple[ir.Node, ...]) -> StructureCheck:
-    """CUDA has no integer kernel to fuse these into: it would dequantize again in every step."""
+    """CUDA fuses weights alone, and nothing else: it would dequantize again in every step."""
     broken = Counter(
         f"{node.op_type} {around} {node.name}"
         for node in nodes
@@ -145,7 +146,8 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
 
 def _quantizers_around(node: ir.Node) -> Iterable[str]:
     parents = [value.producer() for value in node.inputs if value is not None]
-    if any(parent is not None and parent.op_type == "DequantizeLinear" for parent in parents):
+    restored = any(parent is not None and parent.op_type == "DequantizeLinear" for parent in parents)
+    if restored and not takes_up_weights_alone(sides_of(node)):
         yield "after DequantizeLinear"
     if any(user.op_type == "QuantizeLinear" for user, _ in node.outputs[0].uses()):
         yield "before QuantizeLinear"

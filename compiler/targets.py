@@ -6,6 +6,7 @@ from enum import StrEnum
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 
 class Bound(StrEnum):
