@@ -84,7 +84,7 @@ def bind(graph: ir.Graph, weights: Mapping[str, ir.TensorProtocol], skeleton: Sk
         else:
             value.const_value = as_float32(tensor, name)
             value.dtype = ir.DataType.FLOAT
-    extra = _homeless(set(weights) - set(found.values()), wanted, skeleton)
+    extra = _homeless(weights, set(weights) - set(found.values()), wanted, skeleton)
     _report(ref, missing, wrong, extra)
 
 
@@ -97,14 +97,20 @@ def as_float32(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
         return ir.tensor(tensor.numpy().astype(np.float32), name=name)
 
     lazy = ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=name)
-    lazy.meta.update(tensor.meta)  # the quantized blocks of a GGUF weight, for passes that can use them
+    lazy.meta.update(tensor.meta)  # the quantized blocks of a weight, for passes that can use them
     return lazy
 
 
-def _homeless(unused: set[str], wanted: Mapping[str, ir.Value], skeleton: Skeleton) -> list[str]:
+def _homeless(
+    weights: Mapping[str, ir.TensorProtocol],
+    unused: set[str],
+    wanted: Mapping[str, ir.Value],
+    skeleton: Skeleton,
+) -> list[str]:
     """Tensors that stand among bound ones and are read by nothing: the model is not what its config says.
 
-    Other heads, poolers and optimizer leftovers are nobody's loss and are not listed.
+    Other heads, poolers and optimizer leftovers are nobody's loss and are not listed, nor are biases of zero,
+    which some packers gave to every layer.
     """
     prefix = skeleton.model.base_model_prefix
     base_layers = skeleton.layers.removeprefix(f"{prefix}.")
@@ -120,9 +126,13 @@ def _homeless(unused: set[str], wanted: Mapping[str, ir.Value], skeleton: Skelet
             continue
         in_layers = bare.startswith(f"{base_layers}.")
         beside = any(n.rpartition(".")[0] in modules for n in (name, f"{prefix}.{name}", bare))
-        if in_layers or beside:
+        if (in_layers or beside) and not _is_zero_bias(name, weights[stored]):
             extra.append(stored)
     return extra
+
+
+def _is_zero_bias(name: str, tensor: ir.TensorProtocol) -> bool:
+    return name.endswith(".bias") and len(tensor.shape) == 1 and not tensor.numpy().any()
 
 
 def _report(ref: str, missing: list[str], wrong: list[str], extra: list[str]) -> None:

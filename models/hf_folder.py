@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: ``config.json``, safetensors weights, tokenizer files."""
+"""A Hugging Face model folder: ``config.json``, safetensors weights (also packed), tokenizer files."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import onnx_ir as ir
 
 from onnxforge.models.errors import SourceError
 from onnxforge.models.files import JSON_LIMIT, contained, parse_object, read_plain, sha256
+from onnxforge.models.packed_format import packed_format
+from onnxforge.models.packed_weights import CODES, unpacked
 from onnxforge.models.safetensors_file import read_safetensors
 from onnxforge.models.sidecars import sidecar_files, without_code
 from onnxforge.models.source import Json, Source, SourceKind
@@ -14,6 +16,11 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 """Formats that run code when they are read."""
+PACKING = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files that AutoGPTQ and AutoAWQ wrote beside ``config.json``, and the method that each stands for."""
+_PACKING_KEYS = ("quantization_config", "compression_config")
+_TURNED_FAMILIES = ("gpt2",)
+"""Families whose linear layers hold their weights as [in, out]."""
 NO_PICKLES = (
     "Pickles are not read, because reading one runs code. Convert the weights to safetensors first "
     "(transformers: model.save_pretrained(folder, safe_serialization=True)), in an environment you can lose"
@@ -23,22 +30,28 @@ NO_PICKLES = (
 def open_folder(folder: Path, ref: str) -> Source:
     """Read a model folder, which may be a snapshot in the hub cache. Weights keep their stored dtype.
 
+    Packed matrices (GPTQ, AWQ, compressed-tensors) become lazy float32 weights that carry their codes, and
+    ``quantization_config`` is then gone from the configuration.
+
     Raises:
         SourceError: names everything that is wrong with the folder at once: no config, missing or
-            truncated shards, weights only as pickles, files that lead outside.
-        UnsupportedModel: see :func:`~onnxforge.models.sidecars.sidecar_files`.
+            truncated shards, weights only as pickles, files that lead outside, packed weights that do not
+            fit.
+        UnsupportedModel: see :func:`~onnxforge.models.sidecars.sidecar_files` and
+            :func:`~onnxforge.models.packed_format.packed_format`.
     """
     problems: list[str] = []
     config = _config(folder, problems)
     names = _weight_files(folder, problems)
-    weights: dict[str, ir.LazyTensor] = {}
+    weights: dict[str, ir.TensorProtocol] = {}
     for name, expected in names.items():
         weights |= _shard(folder, name, expected, problems)
     sidecars = sidecar_files(folder, problems)
     if problems:
         raise SourceError.listing(f"{folder} cannot be compiled", problems, "Fetch the model again.")
-    read = [name for name in ("config.json", INDEX) if (folder / name).exists()] + [*names, *sidecars]
-    present = [name for name in dict.fromkeys(read) if (folder / name).exists()]
+    config, weights = _plain(folder, config, weights)
+    read = dict.fromkeys(("config.json", INDEX, *PACKING, *names, *sidecars))
+    present = [name for name in read if (folder / name).exists()]
     return Source(
         ref=ref,
         kind=SourceKind.FOLDER,
@@ -47,6 +60,31 @@ def open_folder(folder: Path, ref: str) -> Source:
         sidecars=sidecars,
         digests={name: sha256(contained(folder, name)) for name in present},
     )
+
+
+def _plain(
+    folder: Path, config: dict[str, Json], weights: dict[str, ir.TensorProtocol]
+) -> tuple[dict[str, Json], dict[str, ir.TensorProtocol]]:
+    """Without packed matrices, and without what the configuration says of them.
+
+    Older packers wrote that into a file of its own, which counts where ``config.json`` says nothing.
+    """
+    place, told = "config.json", config.get("quantization_config") or config.get("compression_config")
+    for name, method in PACKING.items():
+        if told is None and (folder / name).exists():
+            data = read_plain(contained(folder, name), JSON_LIMIT)
+            place, told = name, {"quant_method": method, **parse_object(data, str(folder / name))}
+    if isinstance(told, dict):
+        turned = config.get("model_type") in _TURNED_FAMILIES
+        packed = packed_format(told, str(folder / place))
+        weights = unpacked(weights, packed, str(folder / place), turned=turned)
+    elif codes := [name for name in weights if name.rpartition(".")[2] in CODES]:
+        raise SourceError(
+            f"{folder} holds packed weights ({codes[0]!r} is the first of {len(codes)}), and config.json has "
+            "no quantization_config that says how they are packed. Fetch the model's own config.json."
+        )
+    kept = {key: value for key, value in config.items() if key not in _PACKING_KEYS}
+    return kept, weights
 
 
 def read_config(folder: Path) -> dict[str, Json]:

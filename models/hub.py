@@ -7,7 +7,7 @@
 from pathlib import Path
 
 from onnxforge.models.errors import SourceError
-from onnxforge.models.hf_folder import INDEX, NO_PICKLES, PICKLES, WEIGHTS
+from onnxforge.models.hf_folder import INDEX, NO_PICKLES, PACKING, PICKLES, WEIGHTS
 from onnxforge.models.sidecars import MODULE_CONFIGS, SIDECARS
 
 _WANTED = (
@@ -15,6 +15,7 @@ _WANTED = (
     WEIGHTS,
     INDEX,
     "model-*.safetensors",
+    *PACKING,
     MODULE_CONFIGS,
     *SIDECARS,
 )
