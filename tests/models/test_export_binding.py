@@ -111,7 +111,9 @@ def test_all_mismatches_are_reported_at_once(tiny_source):
     weights["model.layers.1.mlp.up_proj.weight"] = ir.tensor(np.zeros((3, 4), np.float32))
     weights["model.layers.1.mlp.down_proj.weight"] = ir.tensor(np.zeros((64, 80), np.int8))
     weights["model.layers.2.mlp.up_proj.weight"] = ir.tensor(np.zeros((80, 64), np.float32))
-    weights["model.layers.0.self_attn.k_proj.bias"] = ir.tensor(np.zeros(32, np.float32))
+    weights["model.layers.0.self_attn.k_proj.bias"] = ir.tensor(np.eye(32, dtype=np.float32)[5])
+    # Old packers gave every projection a bias, also those of models that have none: zeros lose nothing.
+    weights["model.layers.0.self_attn.v_proj.bias"] = ir.tensor(np.zeros(32, np.float32))
     with pytest.raises(SourceError) as caught:
         export_model(_with(source, weights))
     message = str(caught.value)

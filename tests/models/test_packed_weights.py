@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from packed_checkpoints import Recipe, pack, words, write
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from onnxforge.models import SourceError, UnsupportedModel, export_model, open_model
+from onnxforge.models import SourceError, UnsupportedModel, open_model
 from onnxforge.models.hub import _WANTED
 from onnxforge.models.stored_blocks import STORED_BLOCKS, STORED_BLOCKS_TURNED, ZERO
 
@@ -317,16 +317,6 @@ def test_gpt2_has_its_weights_the_other_way_round(tmp_path, tiny_torch):
     for name, expected in values.items():
         np.testing.assert_array_equal(weights[name].numpy(), expected)
         assert weights[name].meta[STORED_BLOCKS_TURNED].read()[0].shape == expected.T.shape
-
-
-def test_a_bias_that_the_model_has_no_place_for_is_left_out_only_if_it_is_zero(tmp_path, tiny_torch):
-    """Old packers gave every projection a bias, also those of models that have none."""
-    write(tmp_path, tiny_torch("llama", None, **SIZES | {"num_hidden_layers": 1}), Recipe("gptq"))
-    path, up = tmp_path / "model.safetensors", "model.layers.0.mlp.up_proj.bias"
-    tensors = load_file(path) | {f"{MODULE}.bias": np.zeros(64, np.float16), up: np.eye(96)[3]}
-    save_file(tensors, path)
-    with pytest.raises(SourceError, match=f"1 that the configuration has no place for: {up}"):
-        export_model(open_model(str(tmp_path)))
 
 
 def test_the_packer_of_these_tests_packs_the_lowest_bits_first():
