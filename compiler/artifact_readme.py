@@ -4,6 +4,8 @@ from onnxforge.compiler.graph_facts import GraphFacts
 from onnxforge.compiler.targets import CPU, Target
 from onnxforge.models.source import Source
 
+_HERE = "path/to/this/folder"
+
 _DECODER = """\
 ## Load it
 
@@ -28,6 +30,13 @@ while not generator.is_done():
 print(tokenizer.decode(generator.get_sequence(0)))
 ```
 
+{others}Plain onnxruntime opens `onnx/model.onnx`. Feed `{inputs}` (int64) and {layers} pairs
+`past_key_values.N.key/value` ({cache_dtype} `[batch_size, {kv_heads}, past_sequence_length, {head_size}]`,
+past length 0 at the start); take `logits` and `present.N.key/value`. `attention_mask` covers past and new
+tokens. Pad on the right.
+"""
+
+_FLOAT_CACHE = """\
 ```python
 from optimum.onnxruntime import ORTModelForCausalLM  # optimum-onnx
 
@@ -35,15 +44,17 @@ model = ORTModelForCausalLM.from_pretrained("{here}", subfolder="onnx")
 ```
 
 ```js
-import {{ pipeline }} from "@huggingface/transformers";
+import { pipeline } from "@huggingface/transformers";
 
-const generate = await pipeline("text-generation", "{here}", {{ dtype: "fp32" }});
+const generate = await pipeline("text-generation", "{here}", { dtype: "fp32" });
 ```
 
-Plain onnxruntime opens `onnx/model.onnx`. Feed `{inputs}` (int64) and {layers} pairs
-`past_key_values.N.key/value` ({cache_dtype} `[batch_size, {kv_heads}, past_sequence_length, {head_size}]`,
-past length 0 at the start); take `logits` and `present.N.key/value`. `attention_mask` covers past and new
-tokens. Pad on the right.
+"""
+_INT8_CACHE = """\
+The cache is **int8**: past and present are integers, and the scales are inside the graph. onnxruntime,
+onnxruntime-genai and our runtime take it. optimum and transformers.js feed floats whatever the graph asks:
+compile without `--kv int8` for them.
+
 """
 
 _ENCODER = """\
@@ -74,12 +85,13 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str) -> str:
     """Markdown for the artifact's root."""
     name = str(source.config.get("model_type", "model"))
     body = (_DECODER if facts.layers else _ENCODER).format(
-        here="path/to/this/folder",
+        here=_HERE,
         inputs=", ".join(i for i in facts.inputs if not i.startswith("past_")),
         layers=facts.layers,
         kv_heads=facts.kv_heads,
         head_size=facts.head_size,
         cache_dtype=facts.cache_dtype,
+        others=_INT8_CACHE if facts.cache_dtype == "int8" else _FLOAT_CACHE.replace("{here}", _HERE),
     )
     return (
         f"# {name} for {target.name}\n\n"

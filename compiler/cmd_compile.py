@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onnxforge.compiler.cache_option import Cache, with_cache
 from onnxforge.compiler.options import AsJson, Debug
 from onnxforge.compiler.recipe import Recipe
 
@@ -57,6 +58,10 @@ _Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of a pass.")
 ]
 _Without = Annotated[list[str] | None, typer.Option("--without", metavar="PASS", help="Leave a pass out.")]
+_Kv = Annotated[
+    Cache | None,
+    typer.Option("--kv", help="Element type of the key-value cache. Default: the target's floating point."),
+]
 _Config = Annotated[Path | None, typer.Option("--config", help="Replay a recipe that --dry-run printed.")]
 _EvalText = Annotated[
     Path | None,
@@ -72,6 +77,7 @@ def compile_(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     set_: _Set = None,
     without: _Without = None,
+    kv: _Kv = None,
     config: _Config = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe as JSON and stop.")] = False,
     proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Measure against the source.")] = True,
@@ -83,7 +89,7 @@ def compile_(
     debug: Debug = False,
 ) -> None:
     """Compile MODEL into one folder that plain ONNX Runtime runs, and prove it against its source."""
-    recipe = plan(model, target, task, revision, tuple(set_ or ()), tuple(without or ()), config)
+    recipe = plan(model, target, task, revision, tuple(set_ or ()), tuple(without or ()), config, kv)
     if dry_run:
         from onnxforge.compiler.recipe import to_json
 
@@ -124,6 +130,7 @@ def plan(
     settings: tuple[str, ...],
     without: tuple[str, ...],
     config: Path | None,
+    kv: Cache | None = None,
 ) -> Recipe:
     """The recipe that the options ask for, with every name in it checked.
 
@@ -147,10 +154,11 @@ def plan(
         raise RequestRefused(
             "Say what to compile: a folder, org/name, a .gguf or .onnx file, or smollm2-135m."
         )
-    edited = pipeline.edit(pipeline.parse(recipe.target.passes), settings=settings, without=without)
+    chosen = with_cache(recipe.target, kv) if kv is not None else recipe.target
+    edited = pipeline.edit(pipeline.parse(chosen.passes), settings=settings, without=without)
     return Recipe(
         model=model or recipe.model,
-        target=dataclasses.replace(recipe.target, passes=tuple(p.text() for p in edited)),
+        target=dataclasses.replace(chosen, passes=tuple(p.text() for p in edited)),
         task=task or recipe.task,
         revision=revision or recipe.revision,
     )

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.key")
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
+_CACHE_DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.INT8: "int8"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ def graph_facts(model: ir.Model) -> GraphFacts:
         kv_heads=_static(shape, 1),
         head_size=_static(shape, 3),
         shared_cache=bool(caches) and attentions == Counter(GroupQueryAttention=len(caches)),
-        cache_dtype="float16" if caches and caches[0].dtype is ir.DataType.FLOAT16 else "float32",
+        cache_dtype=_cache_dtype(caches),
     )
+
+
+def _cache_dtype(caches: list[ir.Value]) -> str:
+    found = caches[0].dtype if caches else ir.DataType.FLOAT
+    return _CACHE_DTYPES[found or ir.DataType.FLOAT]
 
 
 def _static(shape: ir.Shape | None, axis: int) -> int:

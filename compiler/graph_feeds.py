@@ -7,6 +7,8 @@ import onnxruntime as ort
 
 from onnxforge.compiler.errors import CompileError
 
+_CACHES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+
 
 class UnknownInput(CompileError):
     """A graph asks for an input that nothing here knows how to feed."""
@@ -33,8 +35,7 @@ def whole_sequence_feeds(
             feeds[spec.name] = known[spec.name]
         elif spec.name.startswith("past_key_values."):
             _, heads, _, width = spec.shape
-            dtype = np.float16 if spec.type == "tensor(float16)" else np.float32
-            feeds[spec.name] = np.zeros((ids.shape[0], heads, 0, width), dtype)
+            feeds[spec.name] = np.zeros((ids.shape[0], heads, 0, width), _CACHES[spec.type])
         else:
             raise UnknownInput(f"{where}: the graph wants the input {spec.name!r}, which cannot be fed here.")
     return feeds

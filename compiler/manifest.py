@@ -56,6 +56,7 @@ def manifest_for(
         session=target.session,
         context_length=context_length,
         shared_cache=facts.shared_cache,
+        cache_dtype=facts.cache_dtype,
         files=records,
         source={"ref": source.ref, **source.digests},
         versions=tool_versions(),

@@ -13,13 +13,12 @@ of quantization, which perplexity measures.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from onnxforge.compiler.proof_session import threads
-from onnxforge.runtimes import Decoder, load
+from onnxforge.runtimes.decoder_graph import DecoderGraph
+from onnxforge.runtimes.decoder_state import new_state
 
 _PROMPTS = (9, 16, 31)
 _STEPS = 12
@@ -46,9 +45,9 @@ class DecodingParity:
 
 
 def decoding_parity(
-    whole: Whole, artifact: Path, provider: str, ids: np.ndarray, context: int
+    whole: Whole, graph: DecoderGraph, ids: np.ndarray, context: int
 ) -> DecodingParity | None:
-    """Step through the first tokens of ``ids`` int64 [1, S] in rows of different lengths.
+    """Step ``graph`` through the first tokens of ``ids`` int64 [1, S] in rows of different lengths.
 
     None when the text or the context is too short for three rows.
     """
@@ -57,10 +56,7 @@ def decoding_parity(
         return None
     tokens = ids[0, :longest]
     expected = whole.logits(tokens[None, :])
-    with load(artifact, provider=provider, threads=threads(), verify="off") as model:
-        if not isinstance(model, Decoder):
-            return None
-        found = _decoded(model, tokens)
+    found = _decoded(graph, tokens)
     places = [np.arange(length - 1, length + _STEPS) for length in _PROMPTS]
     meant = np.concatenate([expected[place] for place in places])
     got = np.concatenate([found[:, row] for row in range(len(_PROMPTS))])
@@ -71,9 +67,9 @@ def decoding_parity(
     )
 
 
-def _decoded(model: Decoder, tokens: np.ndarray) -> np.ndarray:
+def _decoded(graph: DecoderGraph, tokens: np.ndarray) -> np.ndarray:
     """float32 [1 + steps, rows, V]: logits after each row's prompt, then after each of its next tokens."""
-    state = model.new_state(rows=len(_PROMPTS), capacity=max(_PROMPTS))  # too small: it grows on the way
+    state = new_state(graph, len(_PROMPTS), max(_PROMPTS))  # too small: it grows on the way
     said = [state.prompt([tokens[:length] for length in _PROMPTS]).copy()]
     for step in range(_STEPS):
         following = np.array([[tokens[length + step]] for length in _PROMPTS])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxforge.compiler.cache_scales import cache_scales
 from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.compiler.watched_values import watched_values
 
@@ -57,10 +58,12 @@ def _present(session: GraphSession, ids: np.ndarray) -> Mapping[int, np.ndarray]
     names = [name for name in session.outputs if name.startswith("present.")]
     values = session.run(ids, fetch=names)
     layers: dict[int, list[np.ndarray]] = {}
+    scales = cache_scales(session.folder / session.manifest.graph)
     for name in sorted(names):
+        value = values[name] * scales[name] if name in scales else values[name]
         found = re.fullmatch(r"present\.(\d+)\.(?:key|value)", name)
         if found:
-            layers.setdefault(int(found[1]), []).append(values[name].ravel())
+            layers.setdefault(int(found[1]), []).append(value.ravel())
     return {layer: np.concatenate(parts) for layer, parts in layers.items()}
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxforge.compiler.cached_steps import STEP, CachedSteps
 from onnxforge.compiler.eval_text import EvaluationError, Window, cut, evaluation_text, sentences
 from onnxforge.compiler.evidence import Evidence
 from onnxforge.compiler.float16_range import check_float16_range
 from onnxforge.compiler.parity import batches, compare_encoders
-from onnxforge.compiler.perplexity import compare
+from onnxforge.compiler.perplexity import Scorer, compare
 from onnxforge.compiler.proof_decoding import decoding_parity
 from onnxforge.compiler.proof_layers import error_by_layer
 from onnxforge.compiler.proof_session import GraphSession
@@ -52,9 +53,12 @@ def _decoder(
             f"{len(windows)} windows of {length} random ids, seed {options.seed} (no tokenizer travels along)"
         )
     _check_ids(np.concatenate([w.ids[0] for w in windows]), vocabulary)
-    divergence = compare(reference, candidate, windows)
+    scorer: Scorer = candidate
+    if candidate.quantized_cache:
+        scorer, said = CachedSteps(candidate.decoder_graph()), f"{said}, decoded {STEP} tokens a run"
+    divergence = compare(reference, scorer, windows)
     layers = error_by_layer(reference, candidate, windows[0].ids[:, :_LAYER_TOKENS])
-    decoding = decoding_parity(candidate, candidate.folder, candidate.provider, windows[0].ids, length)
+    decoding = decoding_parity(candidate, candidate.decoder_graph(), windows[0].ids, length)
     evidence = _in_range(evidence, candidate, windows[0].ids)
     return replace(evidence, protocol=said, divergence=divergence, decoding=decoding, layers=layers)
 

@@ -14,7 +14,9 @@ from tokenizers import Tokenizer
 from onnxforge.compiler.eval_text import EvaluationError
 from onnxforge.compiler.graph_feeds import whole_sequence_feeds
 from onnxforge.runtimes.artifact import read_manifest
-from onnxforge.runtimes.session import open_session
+from onnxforge.runtimes.decoder_graph import DecoderGraph, read_graph
+from onnxforge.runtimes.session import device_of, open_session, provider_name
+from onnxforge.runtimes.strict_json import read_optional_json
 
 
 def threads() -> int:
@@ -34,7 +36,7 @@ class GraphSession:
         self.folder = folder
         self.manifest = read_manifest(folder)
         path = folder / self.manifest.graph
-        self.provider = provider or self.manifest.provider
+        self.provider = provider_name(provider or self.manifest.provider)
         self._session = open_session(path, self.provider, self.manifest.session, threads())
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
@@ -43,6 +45,22 @@ class GraphSession:
     def is_decoder(self) -> bool:
         """Whether the graph carries a key-value cache."""
         return any(name.startswith("past_key_values.") for name in self._inputs)
+
+    @property
+    def quantized_cache(self) -> bool:
+        """Whether past and present are integers."""
+        return any(i.type == "tensor(int8)" for n, i in self._inputs.items() if n.startswith("past_"))
+
+    def decoder_graph(self) -> DecoderGraph:
+        """The runtime's view of this session, for what has to be decoded step by step.
+
+        Raises:
+            ArtifactError: it is no decoder that the runtime can feed.
+        """
+        size = read_optional_json(self.folder / "config.json").get("vocab_size")
+        vocabulary = size if isinstance(size, int) else None
+        context, shared = self.manifest.context_length, self.manifest.shared_cache
+        return read_graph(self._session, device_of(self.provider), context, shared, vocabulary)
 
     @property
     def has_tokenizer(self) -> bool:

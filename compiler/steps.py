@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from onnxforge.passes import registry
 from onnxforge.passes.base import GraphPass
 
-_OWN: Mapping[str, tuple[str, str]] = {"calibrate": ("onnxforge.compiler.calibrate", "Calibrate")}
+_OWN: Mapping[str, tuple[str, str]] = {
+    "calibrate": ("onnxforge.compiler.calibrate", "Calibrate"),
+    "calibrate-cache": ("onnxforge.compiler.calibrate_cache", "CalibrateCache"),
+}
 
 
 def step_names() -> tuple[str, ...]:

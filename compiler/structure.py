@@ -15,11 +15,13 @@ from onnxforge.compiler import cuda_kernels
 from onnxforge.compiler.left_quantizers import sides_of, takes_up_weights_alone
 
 _SHOWN = 4
-_TILE = 32
+_TILE, _BYTE = 32, 8
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *_HALVES)
 _PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
 _ZERO_POINTS, _GROUPS, _BIAS = 3, 4, 5
+_PAST, _CACHE_SCALES = 3, (12, 13)
+_DIRECT_HEADS, _DIRECT_GROUPS = (64, 128, 256), (4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,60 @@ def _mixed_products(nodes: tuple[ir.Node, ...]) -> StructureCheck:
     )
 
 
+def _integer_cache(nodes: tuple[ir.Node, ...]) -> StructureCheck:
+    """``GroupQueryAttention<float16, int8>``: int8 on both sides, and scales that stay float32."""
+    attentions = [node for node in nodes if _has_integer_cache(node)]
+    broken = Counter(f"{objection} ({node.name})" for node in attentions if (objection := _misfit(node)))
+    return StructureCheck(
+        rule="an int8 cache fits its attention kernel",
+        found=_listed(broken) or (f"all {len(attentions)}" if attentions else "no cache is int8"),
+        held=not broken,
+        required=True,
+    )
+
+
+def _direct_cache(nodes: tuple[ir.Node, ...]) -> StructureCheck:
+    """The decoding kernel that reads int8 itself (XQA) is made for these shapes: onnxruntime pull 29900."""
+    attentions = [node for node in nodes if _has_integer_cache(node)]
+    broken = Counter(objection for node in attentions if (objection := _indirect(node)))
+    return StructureCheck(
+        rule="decoding reads an int8 cache as it is, without dequantizing it all for every token",
+        found=_listed(broken) or (f"all {len(attentions)}" if attentions else "no cache is int8"),
+        held=not broken,
+        required=False,
+    )
+
+
+def _has_integer_cache(node: ir.Node) -> bool:
+    past = node.inputs[_PAST] if node.op_type == "GroupQueryAttention" else None
+    return past is not None and past.dtype is not None and not past.dtype.is_floating_point()
+
+
+def _misfit(node: ir.Node) -> str:
+    caches = [*node.inputs[_PAST : _PAST + 2], *node.outputs[1:3]]
+    scales = [node.inputs[index] if index < len(node.inputs) else None for index in _CACHE_SCALES]
+    bits = node.attributes.get("kv_cache_bit_width")
+    reasons = (
+        (any(v is None or v.dtype is not ir.DataType.INT8 for v in caches), "past or present is not int8"),
+        (any(v is None or v.dtype is not ir.DataType.FLOAT for v in scales), "scales are not float32"),
+        (bits is None or bits.as_int() != _BYTE, "kv_cache_bit_width is not 8"),
+    )
+    return ", ".join(text for applies, text in reasons if applies)
+
+
+def _indirect(node: ir.Node) -> str:
+    past, attributes = node.inputs[_PAST], node.attributes
+    width = past.shape[3] if past is not None and past.shape is not None else None
+    group = attributes["num_heads"].as_int() // attributes["kv_num_heads"].as_int()
+    softcap = attributes.get("softcap")
+    reasons = (
+        (width not in _DIRECT_HEADS, f"heads of {width}, it knows {_DIRECT_HEADS}"),
+        (group not in _DIRECT_GROUPS, f"{group} query heads for each key head, it knows {_DIRECT_GROUPS}"),
+        (softcap is not None and softcap.as_float() != 0, "soft-capped scores"),
+    )
+    return ", ".join(text for applies, text in reasons if applies)
+
+
 def _slow(node: ir.Node) -> str:
     """Why a MatMulNBits takes the path over a dequantized copy, or nothing."""
     number = {name: node.attributes[name].as_int() for name in ("K", "N", "bits", "block_size")}
@@ -139,7 +195,8 @@ def _slow(node: ir.Node) -> str:
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "CUDAExecutionProvider": (
-        _kernels, _no_dequantized_products, _attention_in_half, _wide_values, _mixed_products,
+        _kernels, _no_dequantized_products, _attention_in_half, _wide_values, _mixed_products, _integer_cache,
+        _direct_cache,
     ),
 }  # fmt: skip
 
@@ -154,7 +211,9 @@ def _quantizers_around(node: ir.Node) -> Iterable[str]:
 
 
 def _touches(node: ir.Node, *dtypes: ir.DataType) -> bool:
-    values = [*node.inputs, *(output for output in node.outputs if output.name)]
+    """Whether it reads or makes one of these; a cache's scales are float32 whatever their attention is."""
+    inputs = node.inputs[: _CACHE_SCALES[0]] if node.op_type == "GroupQueryAttention" else node.inputs
+    values = [*inputs, *(output for output in node.outputs if output.name)]
     return any(value is not None and value.dtype in dtypes for value in values)
 
 

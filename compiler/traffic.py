@@ -33,7 +33,7 @@ _QUANTIZATION_INPUTS = {  # scales and zero points: bytes to read, but no parame
     "DynamicQuantizeMatMul": (2, 3),
     "MatMulInteger": (2, 3),
     "MatMulIntegerToFloat": (2, 3, 4, 5),
-    "GroupQueryAttention": (7, 8),
+    "GroupQueryAttention": (7, 8, 12, 13),
 }
 _VIEWS = ("DequantizeLinear", "Transpose", "Cast", "Identity", "Reshape", "Unsqueeze")
 

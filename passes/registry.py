@@ -18,6 +18,7 @@ NAMES: tuple[str, ...] = (
     "separate-bias",
     "fuse-quantized-gather",
     "convert-float16",
+    "quantize-cache",
     "limit-logits",
     "cleanup",
 )

@@ -10,6 +10,8 @@ from onnxforge.runtimes.strict_json import read_json
 
 MANIFEST = "artifact.json"
 FORMAT = 1
+_MAY_BE_ABSENT = {"cache_dtype"}
+"""Written since the cache can be other than float; an artifact without it is read as before."""
 DECODER_TASK = "text-generation-with-past"
 
 
@@ -50,6 +52,8 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     summary: Mapping[str, float | str | bool] = field(default_factory=dict)
     """Headline numbers of the report."""
+    cache_dtype: str = "float32"
+    """Element type of past and present: ``float32``, ``float16`` or ``int8``."""
     format: int = FORMAT
 
 
@@ -85,7 +89,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 
 def _parse(path: Path, raw: dict[str, object]) -> Manifest:
     known = {item.name for item in fields(Manifest)}
-    absent, unknown = sorted(known - raw.keys()), sorted(raw.keys() - known)
+    absent, unknown = sorted(known - raw.keys() - _MAY_BE_ABSENT), sorted(raw.keys() - known)
     if absent or unknown:
         raise ArtifactError(
             f"{path}: keys missing: {absent}; keys not known: {unknown}. Compile the model again."
@@ -106,6 +110,7 @@ def _parse(path: Path, raw: dict[str, object]) -> Manifest:
         source=reader.text_map("source"),
         versions=reader.text_map("versions"),
         summary=reader.scalars("summary"),
+        cache_dtype=reader.text("cache_dtype") if "cache_dtype" in raw else "float32",
     )
     paths = [record.path for record in manifest.files]
     if manifest.graph not in paths:

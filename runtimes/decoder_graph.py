@@ -13,6 +13,11 @@ LOGITS_TO_KEEP = "num_logits_to_keep"
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _KNOWN = ("input_ids", "attention_mask", "position_ids")
+_CACHES: dict[str, np.dtype[np.number]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int8)": np.dtype(np.int8),
+}
 _FLOATS: dict[str, np.dtype[np.floating]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
@@ -27,7 +32,13 @@ class CacheTensor:
     present: str
     heads: int
     head_dim: int
-    dtype: np.dtype[np.floating]
+    dtype: np.dtype[np.number]
+    """float32, float16, or int8: then the graph holds the scales, and nobody else needs them."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token of one row."""
+        return self.heads * self.head_dim * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,16 @@ class DecoderGraph:
     shared_cache: bool
     keeps_logits: bool
     """The graph can compute the logits of the last tokens only (`LOGITS_TO_KEEP`)."""
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes that one token of one row keeps in the cache, all layers."""
+        return sum(tensor.bytes_per_token for tensor in self.cache)
+
+    @property
+    def quantized_cache(self) -> bool:
+        """Past and present are int8."""
+        return any(tensor.dtype == np.int8 for tensor in self.cache)
 
     @property
     def takes_positions(self) -> bool:
@@ -76,14 +97,20 @@ def read_graph(
         if match is None:
             continue
         present = f"present.{match[1]}.{match[2]}"
-        if present not in outputs or len(item.shape) != 4 or item.type not in _FLOATS:
+        if present not in outputs or len(item.shape) != 4 or item.type not in _CACHES:
             raise ArtifactError(
-                f"{name}: needs the output {present} and a 4-D float tensor, found {item.type}."
+                f"{name}: needs the output {present} and a 4-D tensor of {' or '.join(_CACHES)}, "
+                f"found {item.type} {item.shape}."
+            )
+        if outputs[present].type != item.type:
+            raise ArtifactError(
+                f"{name} is {item.type} and {present} is {outputs[present].type}: one step's present is the "
+                "next step's past, so both need one type."
             )
         heads, head_dim = item.shape[1], item.shape[3]
         if not isinstance(heads, int) or not isinstance(head_dim, int):
             raise ArtifactError(f"{name}: heads and head size must be static, found {item.shape}.")
-        pairs.append(CacheTensor(name, present, heads, head_dim, _FLOATS[item.type]))
+        pairs.append(CacheTensor(name, present, heads, head_dim, _CACHES[item.type]))
     logits = outputs["logits"]
     size = logits.shape[-1] if isinstance(logits.shape[-1], int) else vocabulary
     if size is None or logits.type not in _FLOATS:

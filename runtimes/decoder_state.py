@@ -32,6 +32,10 @@ class DecoderState(Protocol):
     def lengths(self) -> Int64s:
         """Tokens read so far, int64 [rows]."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that keys and values take in memory now."""
+
     def prompt(self, prompts: Sequence[Int64s]) -> Floats:
         """Read one prompt per row, of any lengths; logits [rows, vocabulary] after each last token."""
 

@@ -39,6 +39,11 @@ class PlainState:
         found: Int64s = self._mask.sum(axis=1)
         return found
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache now."""
+        return self.rows * self._mask.shape[1] * self._graph.cache_bytes_per_token
+
     def prompt(self, prompts: Sequence[Int64s]) -> Floats:
         """Read one prompt per row; logits float32 [rows, vocabulary] after each last token."""
         width = max(len(tokens) for tokens in prompts)
@@ -91,7 +96,7 @@ class PlainState:
         self._mask = mask
         return logits
 
-    def _replace(self, arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.floating]]]) -> None:
+    def _replace(self, arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.number]]]) -> None:
         self._past = [
             onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._graph.device, 0)
             for array in arrays

@@ -49,6 +49,11 @@ class SharedState:
         """Tokens per row that fit without growing."""
         return self._capacity
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache's buffers now, room for tokens to come included."""
+        return self.rows * self._capacity * self._graph.cache_bytes_per_token
+
     def prompt(self, prompts: Sequence[Int64s]) -> Floats:
         """Read one prompt per row; logits float32 [rows, vocabulary] after each last token."""
         self._reserve(int((self._lengths + [len(tokens) for tokens in prompts]).max()))
@@ -125,7 +130,7 @@ class SharedState:
         self._capacity = capacity
         self._replace(arrays)
 
-    def _replace(self, arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.floating]]]) -> None:
+    def _replace(self, arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.number]]]) -> None:
         self._buffers = [
             onnxruntime.OrtValue.ortvalue_from_numpy(array, self._graph.device, 0) for array in arrays
         ]

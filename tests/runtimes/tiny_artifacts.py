@@ -32,6 +32,8 @@ class Form:
     context: int = CONTEXT
     slow: bool = False
     """Every run takes seconds, in a loop that can be interrupted."""
+    int8: bool = False
+    """The cache is int8, one scale per channel."""
     broken: bool = False
     """The logits are NaN."""
 
@@ -84,18 +86,25 @@ def _weights(rng: np.random.Generator, form: Form) -> dict[str, np.ndarray]:
         found[f"v{i}"] = normal(HIDDEN, KV_HEADS * HEAD_DIM, scale=0.25)
         found[f"o{i}"] = normal(width, HIDDEN, scale=0.15)
     angles = np.arange(form.context)[:, None] / 100 ** (np.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))
+    for i in range(LAYERS if form.int8 else 0):
+        for side in ("key", "value"):
+            found[f"{side}_scale{i}"] = np.full((1, KV_HEADS, 1, HEAD_DIM), 0.15, np.float32)
     found["cos"], found["sin"] = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     return found
 
 
-def _shared_layer(i: int, x: str, rotary: int) -> str:
-    tables = ", cos, sin" if rotary else ""
+def _shared_layer(i: int, x: str, rotary: int, int8: bool) -> str:
+    tables = ", cos, sin" if rotary else ", , " if int8 else ""
+    modes = ""
+    if int8:
+        tables += f", , , , key_scale{i}, value_scale{i}"
+        modes = ', kv_cache_bit_width=8, k_quant_type="PER_CHANNEL", v_quant_type="PER_CHANNEL"'
     return f"""
       qq{i} = MatMul({x}, q{i})
       kk{i} = MatMul({x}, k{i})
       vv{i} = MatMul({x}, v{i})
       a{i}, present.{i}.key, present.{i}.value = com.microsoft.GroupQueryAttention
-        <num_heads={HEADS}, kv_num_heads={KV_HEADS}, do_rotary={rotary}>
+        <num_heads={HEADS}, kv_num_heads={KV_HEADS}, do_rotary={rotary}{modes}>
         (qq{i}, kk{i}, vv{i}, past_key_values.{i}.key, past_key_values.{i}.value, seqlens, total{tables})
       p{i} = MatMul(a{i}, o{i})
       y{i} = Add({x}, p{i})"""
@@ -167,8 +176,9 @@ _SPIN = """
 
 def decoder_graph(form: Form, seed: int = 0) -> ir.Model:
     weights = _weights(np.random.default_rng(seed), form)
+    kept = "int8" if form.int8 else "float"
     past = ", ".join(
-        f"float[batch_size,{KV_HEADS},past,{HEAD_DIM}] past_key_values.{i}.{kind}"
+        f"{kept}[batch_size,{KV_HEADS},past,{HEAD_DIM}] past_key_values.{i}.{kind}"
         for i in range(LAYERS)
         for kind in ("key", "value")
     )
@@ -185,7 +195,7 @@ def decoder_graph(form: Form, seed: int = 0) -> ir.Model:
         start = "words = Gather(embed, input_ids)\n at = Gather(places, position_ids)\n x = Add(words, at)"
     body = ""
     for i in range(LAYERS):
-        body += _shared_layer(i, x, int(not form.positions)) if form.shared else _plain_layer(i, x)
+        body += _shared_layer(i, x, int(not form.positions), form.int8) if form.shared else _plain_layer(i, x)
         x = f"y{i}"
     tail = f"logits = MatMul({x}, head)"
     if form.keeps_logits:

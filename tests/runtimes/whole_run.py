@@ -15,6 +15,7 @@ def whole(model, ids):
     }
     for i in range(LAYERS):
         for kind in ("key", "value"):
-            feeds[f"past_key_values.{i}.{kind}"] = np.zeros((1, KV_HEADS, 0, HEAD_DIM), np.float32)
+            dtype = model.graph.cache[0].dtype
+            feeds[f"past_key_values.{i}.{kind}"] = np.zeros((1, KV_HEADS, 0, HEAD_DIM), dtype)
     names = {item.name for item in session.get_inputs()}
     return session.run(["logits"], {k: v for k, v in feeds.items() if k in names})[0][0]

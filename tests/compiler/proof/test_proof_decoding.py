@@ -10,8 +10,8 @@ IDS = np.random.default_rng(3).integers(0, 200, (1, 64))
 
 
 def test_steps_say_what_the_whole_run_says(make_artifact):
-    folder = make_artifact("a")
-    found = decoding_parity(GraphSession(folder), folder, "cpu", IDS, 96)
+    session = GraphSession(make_artifact("a"))
+    found = decoding_parity(session, session.decoder_graph(), IDS, 96)
     assert found.positions == 3 * 13
     assert found.max_relative < 1e-5
     assert found.top1_agreement == 1
@@ -19,7 +19,7 @@ def test_steps_say_what_the_whole_run_says(make_artifact):
 
 def test_another_model_shows(make_artifact):
     whole = GraphSession(make_artifact("a"))
-    found = decoding_parity(whole, make_artifact("b", noise=1.0), "cpu", IDS, 96)
+    found = decoding_parity(whole, GraphSession(make_artifact("b", noise=1.0)).decoder_graph(), IDS, 96)
     assert found.max_relative > 0.2
     assert found.top1_agreement < 0.5
 
@@ -32,10 +32,12 @@ def test_a_step_that_reads_one_token_too_few_shows(make_artifact):
         def logits(self, ids):
             return np.roll(super().logits(ids), 1, axis=0)
 
-    assert decoding_parity(Forgetful(folder), folder, "cpu", IDS, 96).max_relative > 0.2
+    assert (
+        decoding_parity(Forgetful(folder), GraphSession(folder).decoder_graph(), IDS, 96).max_relative > 0.2
+    )
 
 
 @pytest.mark.parametrize(("tokens", "context"), [(20, 96), (64, 30)])
 def test_too_short_for_three_rows(tokens, context, make_artifact):
-    folder = make_artifact("a")
-    assert decoding_parity(GraphSession(folder), folder, "cpu", IDS[:, :tokens], context) is None
+    session = GraphSession(make_artifact("a"))
+    assert decoding_parity(session, session.decoder_graph(), IDS[:, :tokens], context) is None
