@@ -9,6 +9,7 @@ from onnxforge.passes.base import GraphPass
 _OWN: Mapping[str, tuple[str, str]] = {
     "calibrate": ("onnxforge.compiler.calibrate", "Calibrate"),
     "calibrate-cache": ("onnxforge.compiler.calibrate_cache", "CalibrateCache"),
+    "correlate-inputs": ("onnxforge.compiler.correlate_inputs", "CorrelateInputs"),
 }
 
 

@@ -53,11 +53,16 @@ def rtn(blocks: np.ndarray, scheme: BlockScheme) -> Grid:
 
 def mse(blocks: np.ndarray, scheme: BlockScheme) -> Grid:
     """The grid of :func:`rtn` with its range scaled: for each block, by the factor of least squared error."""
+    return weighted_mse(blocks, scheme, None)
+
+
+def weighted_mse(blocks: np.ndarray, scheme: BlockScheme, weights: np.ndarray | None) -> Grid:
+    """:func:`mse` where an error at place i of a block counts ``weights[i]`` times, float32 [block] >= 0."""
     first, zero = rtn(blocks, scheme)
-    step, least = first.copy(), _squared(blocks, first, zero, scheme)
+    step, least = first.copy(), _squared(blocks, first, zero, scheme, weights)
     for factor in _FACTORS:
         tried = first * factor
-        error = _squared(blocks, tried, zero, scheme)
+        error = _squared(blocks, tried, zero, scheme, weights)
         better = error < least
         step[better], least[better] = tried[better], error[better]
     return step, zero
@@ -105,12 +110,17 @@ def encode(blocks: np.ndarray, scheme: BlockScheme) -> tuple[np.ndarray, Grid]:
     return _codes(blocks, step, zero, scheme).astype(np.uint8), (step, zero)
 
 
-def _codes(blocks: np.ndarray, step: np.ndarray, zero: np.ndarray, scheme: BlockScheme) -> np.ndarray:
-    codes: np.ndarray = blocks / step[..., None]
+def nearest_codes(values: np.ndarray, step: np.ndarray, zero: np.ndarray, scheme: BlockScheme) -> np.ndarray:
+    """float32 codes, whole numbers from 0 to ``levels - 1``, of values that their grids broadcast against."""
+    codes: np.ndarray = values / step
     np.rint(codes, out=codes)
-    codes += zero[..., None]
+    codes += zero
     codes.clip(0, scheme.levels - 1, out=codes)
     return codes
+
+
+def _codes(blocks: np.ndarray, step: np.ndarray, zero: np.ndarray, scheme: BlockScheme) -> np.ndarray:
+    return nearest_codes(blocks, step[..., None], zero[..., None], scheme)
 
 
 def _error(blocks: np.ndarray, step: np.ndarray, zero: np.ndarray, scheme: BlockScheme) -> np.ndarray:
@@ -121,9 +131,19 @@ def _error(blocks: np.ndarray, step: np.ndarray, zero: np.ndarray, scheme: Block
     return decoded
 
 
-def _squared(blocks: np.ndarray, step: np.ndarray, zero: np.ndarray, scheme: BlockScheme) -> np.ndarray:
+def _squared(
+    blocks: np.ndarray,
+    step: np.ndarray,
+    zero: np.ndarray,
+    scheme: BlockScheme,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
     error = _error(blocks, step, zero, scheme)
-    squared: np.ndarray = np.einsum("...i,...i->...", error, error)
+    squared: np.ndarray
+    if weights is None:
+        squared = np.einsum("...i,...i->...", error, error)
+    else:
+        squared = np.square(error) @ weights
     return squared
 
 

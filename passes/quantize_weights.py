@@ -1,18 +1,21 @@
 """Weights in 8 or 4 bits, in blocks: MatMulNBits, with the embedding over the same bytes as the tied head."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.block_gptq import GPTQ
 from onnxforge.passes.block_grids import GRIDS
 from onnxforge.passes.block_offsets import BlockOffsets, is_part
 from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import constant
 from onnxforge.passes.dequantized_gather import dequantized_gather
+from onnxforge.passes.input_moments import moments_of
 from onnxforge.passes.matching import (
     CONTRIB,
     insert_after,
@@ -20,24 +23,26 @@ from onnxforge.passes.matching import (
     is_op,
     make,
     only_use,
-    producer,
     redirect,
     remove_dead,
 )
 from onnxforge.passes.ordered_columns import OrderedColumns
 from onnxforge.passes.quantized_table import MatrixKey, MatrixWeight, QuantizedTable, store, store_kept
 from onnxforge.passes.stored_blocks import MIDDLE, StoredBlocks, cut, stored_blocks
+from onnxforge.passes.weight_inputs import inputs_by_weight, unmeasured, weight_of
 
 WHAT = "MatMulNBits"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 @dataclass(frozen=True)
-class _Adjustments:
-    """What stored blocks need around their product."""
+class _Made:
+    """What one run has added to its graph, to be shared; and which values each matrix multiplied before."""
 
     offsets: BlockOffsets
     order: OrderedColumns
+    inputs: Mapping[MatrixKey, tuple[ir.Value, ...]]
+    tables: dict[MatrixKey, QuantizedTable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ class QuantizeWeights(GraphPass):
     symmetric: bool = True
     """One zero point for all blocks (the middle code); otherwise each block has its own."""
     method: str = "rtn"
-    """How the grid of a block is found: ``rtn``, ``mse`` or ``hqq`` (:mod:`onnxforge.passes.block_grids`)."""
+    """How codes are found: ``rtn``, ``mse`` or ``hqq`` from a block (:mod:`onnxforge.passes.block_grids`),
+    ``gptq`` from the whole matrix and what it multiplies (:mod:`onnxforge.passes.block_gptq`), for which
+    ``correlate-inputs`` has to come before."""
     keep_blocks: bool = False
     """Weights that come in blocks of at most ``bits`` bits (of GGUF, GPTQ, AWQ) keep them."""
     plain_blocks: bool = False
@@ -88,27 +95,34 @@ class QuantizeWeights(GraphPass):
         """Refuse options that MatMulNBits has no kernel for.
 
         Raises:
-            PassRefused: ``bits``, ``block_size``, ``method`` or ``skip`` is not usable.
+            PassRefused: ``bits``, ``block_size``, ``method`` or ``skip`` is not usable, or the method wants
+                moments of inputs that nobody measured.
         """
         if self.bits not in (4, 8):
             raise PassRefused(f"{self.text()}: bits is {self.bits}; MatMulNBits is used with 4 or 8")
         if self.block_size not in (16, 32, 64, 128, 256):
             raise PassRefused(f"{self.text()}: block_size is {self.block_size}; use 16, 32, 64, 128 or 256")
-        if self.method not in GRIDS:
-            raise PassRefused(f"{self.text()}: method is {self.method!r}; use one of {', '.join(GRIDS)}")
+        if self.method not in (*GRIDS, GPTQ):
+            known = ", ".join((*GRIDS, GPTQ))
+            raise PassRefused(f"{self.text()}: method is {self.method!r}; use one of {known}")
         try:
             re.compile(self.skip)
         except re.error as problem:
             raise PassRefused(f"{self.text()}: skip is no regular expression ({problem})") from problem
+        if self.method == GPTQ and (missing := unmeasured(self._rounded(model.graph))):
+            raise PassRefused(
+                f"{self.text()}: gptq needs the moments of what a matrix multiplies, and the inputs of "
+                f"{len(missing)} products have none (the first is {missing[0]!r}); "
+                "put `correlate-inputs` before this pass, or choose method=rtn"
+            )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantize every weight that qualifies; the others are noted with the reason."""
-        made: dict[MatrixKey, QuantizedTable] = {}
-        shapes = _Adjustments(BlockOffsets(model.graph), OrderedColumns(model.graph))
+        made = _Made(BlockOffsets(model.graph), OrderedColumns(model.graph), inputs_by_weight(model.graph))
         changed = False
         for node in tuple(model.graph):
             if is_op(node, "MatMul") and not is_part(node):
-                changed |= self._multiply(node, model.graph, made, shapes)
+                changed |= self._multiply(node, model.graph, made)
         for node in tuple(model.graph):
             if is_op(node, "Gather") and not int_attribute(node, "axis", 0):
                 changed |= self._gather(node, model.graph, made)
@@ -132,24 +146,29 @@ class QuantizeWeights(GraphPass):
             return f"{count * width} elements are fewer than {least}"
         return None
 
+    def _rounded(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """The MatMuls whose matrix is to be rounded."""
+        for node in graph:
+            weight = weight_of(node) if is_op(node, "MatMul") and not is_part(node) else None
+            if weight is None or self._objection(weight, node, self.min_elements) is not None:
+                continue
+            if self._kept(weight) is None:
+                yield node
+
     def _multiply(
         self,
         node: ir.Node,
         graph: ir.Graph,
-        made: dict[MatrixKey, QuantizedTable],
-        shapes: _Adjustments,
+        made: _Made,
     ) -> bool:
-        weight = _weight_of(node)
+        weight = weight_of(node)
         if weight is None:
             return False
         objection = self._objection(weight, node, self.min_elements)
         if objection is not None:
             notes.near_miss(WHAT, node.name, objection)
             return False
-        stored = made.get(weight.key)
-        if stored is None:
-            stored = made[weight.key] = self._store(graph, weight, node)
-        self._emit(node, stored, weight, shapes)
+        self._emit(node, self._table(graph, weight, node, made), weight, made)
         notes.match(WHAT, node.name)
         return True
 
@@ -171,7 +190,15 @@ class QuantizeWeights(GraphPass):
             return f"its blocks of {block_size} cannot be cut to {self.block_size}"
         return ""
 
-    def _store(self, graph: ir.Graph, weight: MatrixWeight, node: ir.Node) -> QuantizedTable:
+    def _table(self, graph: ir.Graph, weight: MatrixWeight, node: ir.Node, made: _Made) -> QuantizedTable:
+        """The quantized form of ``weight``, made when its first reader asks."""
+        if weight.key not in made.tables:
+            made.tables[weight.key] = self._store(graph, weight, node, made.inputs.get(weight.key, ()))
+        return made.tables[weight.key]
+
+    def _store(
+        self, graph: ir.Graph, weight: MatrixWeight, node: ir.Node, inputs: Sequence[ir.Value]
+    ) -> QuantizedTable:
         kept = self._kept(weight)
         if kept is not None:
             notes.match("kept blocks", node.name)
@@ -180,14 +207,16 @@ class QuantizeWeights(GraphPass):
             found = stored_blocks(weight.tensor, transposed=weight.transposed)
             reason = self._unkept(found) if found is not None else "its weight comes in no blocks"
             notes.near_miss("kept blocks", node.name, f"{reason}; rounded")
-        return store(graph, weight, self._scheme())
+        if self.method != GPTQ:
+            return store(graph, weight, self._scheme())
+        measured = [moments for value in inputs if (moments := moments_of(value)) is not None]
+        method = GPTQ if measured else "mse"  # an embedding that nothing multiplies has only itself
+        return store(graph, weight, replace(self._scheme(), method=method), measured)
 
-    def _emit(
-        self, node: ir.Node, stored: QuantizedTable, weight: MatrixWeight, shapes: _Adjustments
-    ) -> None:
+    def _emit(self, node: ir.Node, stored: QuantizedTable, weight: MatrixWeight, made: _Made) -> None:
         data, result = node.inputs[0], node.outputs[0]
         if stored.order is not None and data is not None:
-            data = shapes.order.of(data, stored.order, node)
+            data = made.order.of(data, stored.order, node)
         inputs = [data, stored.packed, stored.scales]
         add = only_use(result)
         bias = _bias(add, result) if add is not None else None
@@ -211,18 +240,17 @@ class QuantizeWeights(GraphPass):
         insert_after(last, new)
         total = new.outputs[0]
         if stored.offsets is not None:
-            total = shapes.offsets.add(new, stored)
+            total = made.offsets.add(new, stored)
         redirect(result, total)
         remove_dead([last])
 
-    def _gather(self, node: ir.Node, graph: ir.Graph, made: dict[MatrixKey, QuantizedTable]) -> bool:
+    def _gather(self, node: ir.Node, graph: ir.Graph, made: _Made) -> bool:
         table = node.inputs[0]
         tensor = constant(table)
         if tensor is None or table is None or len(tensor.shape) != 2:
             return False
         weight = MatrixWeight(table, tensor, transposed=False)
-        stored = made.get(weight.key)
-        if stored is None:
+        if weight.key not in made.tables:
             if tensor.dtype not in _FLOATS or tensor.size < self.min_embedding:
                 return False
             kept, objection = self._kept(weight), self._objection(weight, node, self.min_embedding)
@@ -231,24 +259,7 @@ class QuantizeWeights(GraphPass):
             if objection is not None:
                 notes.near_miss("quantized embedding", node.name, objection)
                 return False
-            stored = made[weight.key] = self._store(graph, weight, node)
-        return dequantized_gather(node, stored)
-
-
-def _weight_of(node: ir.Node) -> MatrixWeight | None:
-    """The constant matrix that a MatMul multiplies by, also behind the Transpose of a tied embedding."""
-    value = node.inputs[1]
-    tensor = constant(value)
-    if value is not None and tensor is not None:
-        return MatrixWeight(value, tensor, transposed=True) if len(tensor.shape) == 2 else None
-    turned = producer(value, "Transpose")
-    source = turned.inputs[0] if turned is not None else None
-    tensor = constant(source)
-    if turned is None or source is None or tensor is None or len(tensor.shape) != 2:
-        return None
-    perm = turned.attributes.get("perm")
-    turns = perm is None or list(perm.as_ints()) == [1, 0]
-    return MatrixWeight(source, tensor, transposed=False) if turns else None
+        return dequantized_gather(node, self._table(graph, weight, node, made))
 
 
 def _bias(add: ir.Node, product: ir.Value) -> ir.Value | None:

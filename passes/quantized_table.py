@@ -1,16 +1,18 @@
 """The lazy initializers of one blockwise quantized matrix."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxforge.passes.block_gptq import compensated
 from onnxforge.passes.block_quantization import pack, pack_zeros, quantize
 from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import add_array, add_initializer, extents
+from onnxforge.passes.input_moments import InputMoments, together
 from onnxforge.passes.lazy import lazy_tensor
 from onnxforge.passes.stored_blocks import MINIMUM, ZERO, StoredBlocks
 
@@ -83,9 +85,15 @@ class _OnceForAll:
             return parts[name]
 
 
-def store(graph: ir.Graph, weight: MatrixWeight, scheme: BlockScheme) -> QuantizedTable:
-    """Lazy initializers that stand for ``weight``; the float source stays alive inside them only."""
-    parts = _Initializers(graph, weight, scheme, lambda: _rounded(weight, scheme))
+def store(
+    graph: ir.Graph, weight: MatrixWeight, scheme: BlockScheme, inputs: Sequence[InputMoments] = ()
+) -> QuantizedTable:
+    """Lazy initializers that stand for ``weight``; the float source stays alive inside them only.
+
+    Codes are chosen for the moments of the ``inputs`` that it multiplies, where these are given, and else for
+    the weight alone.
+    """
+    parts = _Initializers(graph, weight, scheme, lambda: _rounded(weight, scheme, inputs))
     packed, steps = parts.codes(), parts.numbers("scales", weight.tensor.dtype)
     zeros = None if scheme.symmetric else parts.zeros()
     return QuantizedTable(packed, steps, zeros, scheme, weight.size[1])
@@ -170,8 +178,9 @@ class _Initializers:
         return ir.Node("", op_type, inputs, converted, outputs=(output,), name=name)
 
 
-def _rounded(weight: MatrixWeight, scheme: BlockScheme) -> Parts:
-    blocks = quantize(weight.rows(), scheme)
+def _rounded(weight: MatrixWeight, scheme: BlockScheme, inputs: Sequence[InputMoments]) -> Parts:
+    rows = weight.rows()
+    blocks = compensated(rows, together(inputs), scheme) if inputs else quantize(rows, scheme)
     parts = {"packed": blocks.packed, "scales": blocks.scales}
     return parts if blocks.zeros is None else {**parts, "zeros": blocks.zeros}
 

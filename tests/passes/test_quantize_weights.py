@@ -8,9 +8,11 @@ from legacy_exports import decoder_feeds
 from small_graphs import apply, declined, graph, ops, random, run, untouchable, worst
 
 from onnxforge.passes.base import PassRefused
+from onnxforge.passes.block_gptq import compensated
 from onnxforge.passes.block_quantization import dequantize, quantize
 from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.canonicalize import Canonicalize
+from onnxforge.passes.input_moments import InputMoments, leave_moments
 from onnxforge.passes.quantize_weights import QuantizeWeights
 
 SCHEMES = [(8, True, 32), (8, False, 32), (4, True, 32), (4, False, 32), (4, False, 16), (8, True, 64)]
@@ -146,7 +148,7 @@ def test_names_can_be_skipped():
         ({"bits": 3}, "bits is 3"),
         ({"block_size": 48}, "block_size is 48"),
         ({"skip": "("}, "regular"),
-        ({"method": "best"}, "rtn, mse, hqq"),
+        ({"method": "best"}, "rtn, mse, hqq, gptq"),
     ],
 )
 def test_options_without_a_kernel_are_refused(options, word):
@@ -164,6 +166,68 @@ def test_two_readers_of_one_weight_share_the_packed_one():
     apply(QuantizeWeights(), after)
     assert sorted(after.graph.initializers) == ["w.q8", "w.scales"]
     assert worst(before, after, {"x": random(3, 64, seed=1)}) < 0.02
+
+
+def measured(model, name, x):
+    """Leave the moments of ``x`` on the value called ``name``."""
+    values = [value for item in model.graph for value in (*item.inputs, *item.outputs) if value is not None]
+    rows = x.reshape(-1, x.shape[-1])
+    leave_moments(next(v for v in values if v.name == name), InputMoments(rows.T @ rows, len(rows)))
+
+
+@pytest.mark.parametrize(("bits", "symmetric", "block"), SCHEMES)
+def test_gptq_is_closest_on_the_inputs_it_was_given(bits, symmetric, block):
+    x = random(200, 192, seed=1) * np.exp(random(192, seed=2)) + random(200, 1, seed=4)
+    before = graph("g (float[n,192] x) => (float[n,96] y) { y = MatMul(x, w) }", w=random(192, 96, scale=0.1))
+    errors = {}
+    for method in ("rtn", "mse", "hqq", "gptq"):
+        after = before.clone()
+        measured(after, "x", x)
+        options = {"bits": bits, "block_size": block, "symmetric": symmetric, "accuracy_level": 0}
+        apply(QuantizeWeights(method=method, **options), after)
+        (meant,), (got,) = (run(model, {"x": x}) for model in (before, after))
+        errors[method] = relative(got, meant)
+    assert errors["gptq"] < 0.85 * min(errors["rtn"], errors["mse"], errors["hqq"])
+
+
+def test_gptq_without_moments_says_what_to_do():
+    body = "g (float[n,64] x) => (float[n,96] y) { y = MatMul(x, w) }"
+    model = graph(body, w=random(64, 96))
+    with pytest.raises(PassRefused, match=r"1 products.*put `correlate-inputs` before"):
+        QuantizeWeights(method="gptq").requires(model)
+    QuantizeWeights(method="gptq", skip="w").requires(model)
+    QuantizeWeights(method="gptq", block_size=128).requires(model)
+    measured(model, "x", random(9, 64))
+    QuantizeWeights(method="gptq").requires(model)
+
+
+def test_a_matrix_of_two_inputs_is_rounded_for_both():
+    body = """g (float[n,64] x, float[m,64] z) => (float[n,64] a, float[m,64] b) {
+      a = MatMul(x, w)
+      b = MatMul(z, w)
+    }"""
+    model = graph(body, w=random(64, 64, scale=0.1))
+    x, z = random(50, 64, seed=1), random(50, 64, seed=2) * 3
+    measured(model, "x", x)
+    measured(model, "z", z)
+    weight = model.graph.initializers["w"].const_value.numpy()
+    apply(QuantizeWeights(bits=4, method="gptq"), model)
+    expected = compensated(weight.T, x.T @ x + z.T @ z, BlockScheme(4, 32, True, "gptq"))
+    np.testing.assert_array_equal(model.graph.initializers["w.q4"].const_value.numpy(), expected.packed)
+
+
+def test_a_tied_head_and_an_embedding_alone_under_gptq():
+    table, x = random(128, 192, scale=0.1), random(40, 192, seed=1)
+    model = graph(TIED, table=table)
+    measured(model, "x", x)
+    apply(QuantizeWeights(method="gptq"), model)
+    looked_up, logits = run(model, {"ids": np.array([[0, 127, 5]]), "x": x[None]})
+    np.testing.assert_allclose(looked_up[0], table[[0, 127, 5]], atol=0.01)
+    assert relative(logits[0], x @ table.T) < 0.006
+    alone = graph("g (int64[b,s] ids) => (float[b,s,64] e) { e = Gather(table, ids) }", table=random(128, 64))
+    before = alone.clone()
+    apply(QuantizeWeights(method="gptq", min_embedding=4096), alone)
+    assert worst(before, alone, {"ids": np.array([[1, 2, 127]])}) < 0.02
 
 
 @pytest.mark.parametrize("method", ["mse", "hqq"])
