@@ -27,6 +27,12 @@ class Recipe:
     """Groups of columns far apart, as GPTQ with ``desc_act`` makes them."""
     scales: str = "float16"
 
+    @property
+    def title(self) -> str:
+        """The recipe in a few words."""
+        special = [word for word in ("symmetric", "shuffled") if getattr(self, word)]
+        return ", ".join([self.method, f"{self.bits} bits", f"groups of {self.group}", *special])
+
     def config(self) -> dict:
         if self.method == "awq":
             return {"quant_method": "awq", "bits": 4, "group_size": self.group, "version": "gemm"}

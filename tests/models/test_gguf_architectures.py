@@ -112,7 +112,7 @@ def stored(name: str, base: str, values: np.ndarray, heads: int) -> np.ndarray:
     return values + 1 if layout is Layout.ONE_ADDED else values
 
 
-def write(path: Path, name: str, model: torch.nn.Module, quantize: bool = False) -> None:
+def write(path: Path, name: str, model: torch.nn.Module, quantize: str | None = None) -> None:
     """Write ``model`` as a GGUF file of architecture ``name``."""
     case, architecture, config = CASES[name], ARCHITECTURES[name], model.config
     writer = GGUFWriter(path, name)
@@ -161,11 +161,11 @@ def write(path: Path, name: str, model: torch.nn.Module, quantize: bool = False)
     writer.close()
 
 
-def _add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, quantize: bool) -> None:
+def _add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, quantize: str | None) -> None:
     from gguf import GGMLQuantizationType, quants
 
     if quantize and values.ndim == 2:
-        kind = GGMLQuantizationType.Q8_0
+        kind = GGMLQuantizationType[quantize]
         writer.add_tensor(name, quants.quantize(values, kind), raw_dtype=kind)
     else:
         writer.add_tensor(name, values)
@@ -222,7 +222,7 @@ def test_the_biases_of_a_projection_move_with_its_rows(name, tmp_path):
 def test_quantized_blocks_stay_reachable_in_the_order_of_the_parameter(tmp_path):
     from gguf import GGMLQuantizationType, quants
 
-    write(tmp_path / "model.gguf", "llama", build("llama"), quantize=True)
+    write(tmp_path / "model.gguf", "llama", build("llama"), quantize="Q8_0")
     weights = open_model(str(tmp_path / "model.gguf")).weights
     tensor = weights["model.layers.1.self_attn.q_proj.weight"]
     blocks = tensor.meta[BLOCKS_META]
@@ -231,7 +231,7 @@ def test_quantized_blocks_stay_reachable_in_the_order_of_the_parameter(tmp_path)
 
 
 def test_codes_of_rotary_rows_are_in_the_order_of_the_parameter_and_reach_the_graph(tmp_path):
-    write(tmp_path / "model.gguf", "llama", build("llama"), quantize=True)
+    write(tmp_path / "model.gguf", "llama", build("llama"), quantize="Q8_0")
     source = open_model(str(tmp_path / "model.gguf"))
     name = "model.layers.1.self_attn.q_proj.weight"
     codes, steps, minimums = source.weights[name].meta[STORED_BLOCKS].read()

@@ -90,7 +90,7 @@ def test_the_fixtures_are_there():
     assert len(FIXTURES) == 19
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.title)
 def test_values_and_codes_are_exact(tmp_path, recipe):
     tensors, values = pack(normal(40, 256), recipe)
     weight = opened(folder(tmp_path, tensors, recipe.config()))
