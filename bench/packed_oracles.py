@@ -10,10 +10,12 @@ Needs an environment of its own, with onnxforge and, each optional and all witho
 and GPTQModel's source distribution, unpacked, on PYTHONPATH. Each program packs a seeded matrix, and says
 what it stands for; we read the same tensors from a folder. Its answer is in float16 where its scales are,
 ours in float32, so that ours is rounded for the comparison, and the codes are compared as they are.
-``--fixture`` writes the tensors, and a digest of the answers, for `tests/models`.
+``--fixture`` writes the tensors, and a digest of the answers, for `tests/models`. Last, small seeded models
+that the tests' own packer wrote are read by us, and by transformers with these programs' kernels.
 """
 
 import argparse
+import copy
 import hashlib
 import importlib
 import importlib.util
@@ -34,8 +36,31 @@ from safetensors.torch import save_file
 from onnxforge.models.hf_folder import open_folder
 from onnxforge.models.stored_blocks import STORED_BLOCKS, ZERO
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
+
+from packed_checkpoints import Recipe, write
+
 NAME = "model.layers.0.self_attn.q_proj"
 ROWS, COLUMNS = 32, 256
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+RECIPES = (
+    Recipe("gptq", group=32),
+    Recipe("gptq", group=64, symmetric=True),
+    Recipe("gptq_v2", group=32, shuffled=True),
+    Recipe("gptq", bits=8, group=32),
+    Recipe("awq", group=32),
+    Recipe("awq", group=64),
+    Recipe("pack-quantized", group=32, symmetric=True),
+    Recipe("pack-quantized", group=32),
+    Recipe("pack-quantized", bits=8, group=-1),
+)
 
 
 @dataclass(frozen=True)
@@ -247,6 +272,38 @@ def compared(packed: Packed) -> tuple[int, int, str]:
         return int((rounded != told).sum()), int((decoded != expected).sum()), form
 
 
+def whole_models() -> list[tuple[str, str, str]]:
+    """What transformers says of packed checkpoints, beside the same model over the weights that we read."""
+    import transformers
+
+    rows = []
+    for kind, stem in (("llama", "Llama"), ("qwen2", "Qwen2")):
+        config = getattr(transformers, f"{stem}Config")(**SMALL)
+        torch.manual_seed(20)
+        model = getattr(transformers, f"{stem}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.15) if parameter.dim() > 1 else parameter.add_(0.1)
+        for recipe in RECIPES:
+            with tempfile.TemporaryDirectory() as temp:
+                write(Path(temp), model, recipe)
+                weights = open_folder(Path(temp), kind).weights
+                whole = transformers.CompressedTensorsConfig(run_compressed=False)
+                special = {"quantization_config": whole} if recipe.method == "pack-quantized" else {}
+                theirs = transformers.AutoModelForCausalLM.from_pretrained(
+                    temp, dtype=torch.float16, device_map="cpu", **special
+                )
+                ours = {name: torch.tensor(item.numpy().astype(np.float32)) for name, item in weights.items()}
+            mine = copy.deepcopy(model)
+            mine.load_state_dict(ours)
+            ids = torch.arange(3, 23)[None]
+            with torch.no_grad():
+                told, got = theirs(ids).logits.float(), mine(ids).logits
+            kernel = type(theirs.model.layers[0].mlp.down_proj).__name__
+            rows.append((f"{kind}, {recipe.title}", kernel, f"{float((told - got).norm() / got.norm()):.1e}"))
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -272,14 +329,20 @@ def main() -> int:
         rows.append((packed.program, packed.title, form, str(values), str(codes)))
         if asked.fixture:
             _keep(asked.fixture, packed, len(rows))
+    models = whole_models()
+    wrong += sum(float(error) > 5e-3 for *_, error in models)
     versions = {name: _version(name) for name in dict.fromkeys(packed.program for packed in made)}
     record(
         "packed_oracles",
         f"Packed {ROWS} x {COLUMNS} matrices against the programs that packed them",
-        {"versions_of_programs": versions, "rows": rows},
+        {"versions_of_programs": versions, "rows": rows, "models": models},
         ("program", "format", "blocks", "values that differ", "codes that differ"),
         rows,
-        [", ".join(f"{name} {version}" for name, version in versions.items())],
+        [
+            f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
+            "Logits of transformers in float16 against ours, relative:",
+            *(f"{title} ({kernel}): {error}" for title, kernel, error in models),
+        ],
     )
     return 1 if wrong or not made else 0
 

@@ -49,6 +49,8 @@ RECIPES = (
 )
 EXACT = ("quantize-weights.accuracy_level=0", "quantize-weights.skip=embed|lm_head")
 
+AGAIN = ("quantize-weights.keep_blocks=false",)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -175,7 +177,11 @@ def checkpoint(
     cuts = [cut(text, session.tokenizer(), window=512, limit=windows) for text in texts]
     wide = () if recipe.bits == 4 else (f"quantize-weights.bits={recipe.bits}",)
     rows = []
-    for said, settings in (("exact arithmetic, embedding float", EXACT), ("as it is", ())):
+    for said, settings in (
+        ("exact arithmetic, embedding float", EXACT),
+        ("as it is", ()),
+        ("codes rounded again", AGAIN),
+    ):
         start = time.perf_counter()
         into = folder / str(len(rows))
         kept = compiled(packed, exported, "cpu-int4", into, *settings, *wide)

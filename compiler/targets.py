@@ -173,7 +173,8 @@ TARGETS: tuple[Target, ...] = (
         summary="int4 weights in blocks of 32 and float16 arithmetic for CUDA; embedding and head in 8 bits",
         passes=(
             *_FUSE,
-            "quantize-weights{bits=4,block_size=32,accuracy_level=0,method=mse,skip=embed|wte|lm_head}",
+            "quantize-weights{bits=4,block_size=32,accuracy_level=0,method=mse,keep_blocks=true,"
+            "plain_blocks=true,skip=embed|wte|lm_head}",
             "quantize-weights{bits=8,block_size=32,accuracy_level=0}",
             *_FOR_CUDA,
         ),

@@ -8,20 +8,25 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
-from packed_checkpoints import Recipe, rounded, write
+from packed_checkpoints import Recipe, pack, rounded, write
 
 from onnxforge.compiler.build import build
+from onnxforge.compiler.observe import run_passes
 from onnxforge.compiler.pipeline import edit, parse
 from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.compiler.targets import TARGETS
 from onnxforge.models import export_model, open_model
+from onnxforge.models.packed_format import packed_format
+from onnxforge.models.packed_weights import unpacked
 from onnxforge.models.source import Source
 from onnxforge.models.tasks import task_for
+from onnxforge.passes.canonicalize import Canonicalize
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 IDS = np.random.default_rng(0).integers(3, 97, (1, 24))
@@ -57,6 +62,37 @@ def initializers(folder: Path) -> dict[str, np.ndarray]:
 def halves(packed: np.ndarray) -> np.ndarray:
     """uint8 [rows, codes], two from each byte."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)
+
+
+@pytest.mark.parametrize(("symmetric", "shuffled"), [(True, False), (True, True), (False, False)])
+def test_cuda_keeps_symmetric_codes_in_blocks_of_32_and_rounds_others(symmetric: bool, shuffled: bool):
+    """The weight quantization of `cuda-int4` on one product, over a matrix in groups of 64."""
+    recipe = Recipe("gptq", group=64, symmetric=symmetric, shuffled=shuffled)
+    weight = np.random.default_rng(2).standard_normal((64, 128)).astype(np.float32)
+    tensors, values = pack(weight, recipe)
+    stored = {f"x.{name}": ir.tensor(array) for name, array in tensors.items()}
+    tensor = unpacked(stored, packed_format(recipe.config(), "here"), "here", turned=False)["x.weight"]
+    graph = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>'
+        "g (float[s,128] x, float[64,128] w) => (float[s,64] y) {"
+        " t = Transpose<perm=[1,0]>(w) y = MatMul(x, t) }"
+    )
+    value = graph.graph.inputs.pop()
+    value.const_value = tensor
+    graph.graph.register_initializer(value)
+    texts = next(target for target in TARGETS if target.name == "cuda-int4").passes
+    steps = edit(parse(texts), settings=("quantize-weights.min_elements=1",), without=())
+    first = next(step for step in steps if step.pass_name() == "quantize-weights")
+    ledger = run_passes(graph, [Canonicalize(), first])
+    (product,) = [node for node in graph.graph if node.op_type == "MatMulNBits"]
+    assert product.attributes["block_size"].as_int() == 32
+    assert len(product.inputs) == 3, "no zero points"
+    session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString())
+    (got,) = session.run(None, {"x": np.eye(128, dtype=np.float32)})
+    assert np.array_equal(got, values.T) == symmetric
+    reasons = [note.reason for note in ledger.near_misses("quantize-weights")]
+    assert bool(reasons) == (not symmetric)
+    assert all("its own zero; symmetric blocks are needed; rounded" in str(reason) for reason in reasons)
 
 
 @pytest.mark.parametrize(
