@@ -1,94 +1,111 @@
-"""``eval DIR``: perplexity on a text, as llama-perplexity prints it, and the divergence from a base."""
+"""``eval DIR``: perplexity on texts as llama-perplexity prints it, and the divergence from a base."""
 
-import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from onnxforge.compiler.options import Artifact, AsJson, Debug
 
-if TYPE_CHECKING:
-    from onnxforge.compiler.proof_session import GraphSession
-
 _Ppl = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--ppl",
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="UTF-8 text; repeatable. Default: half of pydoc_data.topics.",
+    ),
+]
+_Base = Annotated[
     Path | None,
-    typer.Option("--ppl", metavar="FILE", help="UTF-8 text. Default: half of pydoc_data.topics."),
+    typer.Option(
+        "--base", "--kl", metavar="DIR", help="Artifact to hold the distributions (or vectors) against."
+    ),
 ]
-_Kl = Annotated[
-    Path | None, typer.Option("--kl", metavar="BASE_DIR", help="Artifact to hold the distributions against.")
+_Window = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx-size",
+        "-c",
+        "--window",
+        min=2,
+        metavar="N",
+        help="Tokens per window. Default: 512; sentences: 128.",
+    ),
 ]
-_Window = Annotated[int, typer.Option(min=2, help="Tokens per window.")]
-_Stride = Annotated[int | None, typer.Option(min=1, help="Tokens between windows. Default: the window.")]
+_Stride = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tokens between windows. Default: the window.")
+]
 _Windows = Annotated[
-    int | None, typer.Option(min=1, help="At most so many windows, evenly spaced. Default: every one.")
+    int | None,
+    typer.Option(
+        "--chunks",
+        "--windows",
+        min=1,
+        metavar="N",
+        help="At most so many windows, evenly spaced. Default: all.",
+    ),
+]
+_Unscored = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="N", help="Context only: tokens that open each window. llama-perplexity: half of it."
+    ),
+]
+_Run = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        "-b",
+        min=0,
+        metavar="N",
+        help="Decode N tokens a run over the cache. Default, 0: all at once.",
+    ),
+]
+_Sentences = Annotated[int, typer.Option(min=1, metavar="N", help="Encoders: sentences of each text.")]
+_Provider = Annotated[
+    str | None,
+    typer.Option(help="Run on cpu, cuda or tensorrt. Default: what the artifact was compiled for."),
 ]
 
 
 def eval_(
     folder: Artifact,
     ppl: _Ppl = None,
-    kl: _Kl = None,
-    window: _Window = 512,
+    base: _Base = None,
+    ctx_size: _Window = None,
     stride: _Stride = None,
-    windows: _Windows = None,
+    chunks: _Windows = None,
+    unscored: _Unscored = 0,
+    batch_size: _Run = 0,
+    sentences: _Sentences = 64,
+    provider: _Provider = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Score a text with a compiled decoder: perplexity, and KL divergence and top-1 agreement with --kl."""
-    from onnxforge.compiler.eval_text import cut, evaluation_text
-    from onnxforge.compiler.perplexity import compare, perplexity
+    """Score texts with a decoder: perplexity, and divergence from --base. An encoder: cosine to --base."""
+    from onnxforge.compiler import eval_page
+    from onnxforge.compiler.eval_text import evaluation_text
+    from onnxforge.compiler.evaluate import Asked, open_pair, score_decoder, score_encoder
+    from onnxforge.compiler.evidence import to_json
 
-    model = _decoder(folder)
-    length = min(window, model.manifest.context_length)
-    text = evaluation_text(ppl)
-    pieces, protocol = cut(text, model.tokenizer(), window=length, stride=stride, limit=windows)
-    divergence = compare(_decoder(kl), model, pieces) if kl is not None else None
-    found = divergence.candidate if divergence else perplexity(model, pieces)
-    if as_json:
-        content = {
-            "perplexity": found.value,
-            "error": found.error,
-            "nll": found.nll,
-            "tokens": found.tokens,
-            **{key: value for key, value in dataclasses.asdict(protocol).items() if key != "scored_tokens"},
-        }
-        if divergence:
-            content |= {
-                "base_perplexity": divergence.reference.value,
-                "ratio": divergence.ratio,
-                "ratio_error": divergence.ratio_error,
-                "kl": divergence.mean_kl,
-                "max_kl": divergence.max_kl,
-                "top1": divergence.top1_agreement,
-                "max_abs_logit_diff": divergence.max_abs_logit_diff,
-            }
-        print(json.dumps(content, indent=2))
-        return
-    print(protocol.sentence())
-    print(f"PPL = {found.value:.4f} +/- {found.error:.5f}")
-    if divergence:
-        print(f"Mean PPL(base) = {divergence.reference.value:.4f} +/- {divergence.reference.error:.5f}")
-        print(f"PPL(Q)/PPL(base) = {divergence.ratio:.6f} +/- {divergence.ratio_error:.6f}")
-        print(f"Mean KLD = {divergence.mean_kl:.6g}")
-        print(f"Maximum KLD = {divergence.max_kl:.6g}")
-        print(f"Same top p = {100 * divergence.top1_agreement:.3f}%")
+    texts = [evaluation_text(path) for path in ppl or (None,)]
+    asked = Asked(ctx_size, stride, chunks, unscored, batch_size, sentences)
+    model, other = open_pair(folder, base, provider)
+    if model.is_decoder:
+        scores = [score_decoder(model, other, text, asked, _say) for text in texts]
+        found = eval_page.decoder_json(str(folder), str(base) if base else None, scores)
+        page = eval_page.decoder_page(scores)
+    else:
+        assert other is not None
+        vectors = [score_encoder(model, other, text, asked, _say) for text in texts]
+        found = eval_page.encoder_json(str(folder), str(base), vectors)
+        page = eval_page.encoder_page(vectors)
+    print(json.dumps(to_json(found), indent=2, ensure_ascii=False) if as_json else page.rstrip("\n"))
 
 
-def _decoder(folder: Path) -> "GraphSession":
-    """The graph in ``folder``, once its files are known to be the ones that were written.
-
-    Raises:
-        ArtifactError: they are not.
-        EvaluationError: it is an encoder.
-    """
-    from onnxforge.compiler.eval_text import EvaluationError
-    from onnxforge.compiler.proof_session import GraphSession
-    from onnxforge.runtimes.verify import verify_files
-
-    verify_files(folder)
-    model = GraphSession(folder)
-    if not model.is_decoder:
-        raise EvaluationError(f"{folder} holds an encoder; perplexity is a decoder's measure.")
-    return model
+def _say(where: str) -> None:
+    print(where, file=sys.stderr, flush=True)

@@ -55,15 +55,22 @@ class Protocol:
     scored_tokens: int
     dropped_tokens: int = 0
     """Tokens behind the last window: windows are full, as llama-perplexity's, so a tail may stay over."""
+    unscored: int = 0
+    """Tokens at the start of every window that are context only; llama-perplexity takes half the window."""
+    tokens_per_run: int = 0
+    """The window goes through the cache in runs of so many tokens; 0: in one run from an empty cache."""
 
     def sentence(self) -> str:
         """The protocol as one line of a report."""
         bos = f"each window starts with ids {list(self.prefix)}" if self.prefix else "no BOS"
         tail = f", the last {self.dropped_tokens} left out" if self.dropped_tokens else ""
+        context = f", the first {self.unscored} of each unscored" if self.unscored else ""
+        runs = f", decoded {self.tokens_per_run} tokens a run" if self.tokens_per_run else ""
         part = "all" if self.windows == self.windows_in_text else f"{self.windows} evenly spaced"
         return (
             f"{self.text} (sha256 {self.sha256[:12]}), {part} of {self.windows_in_text} windows of "
-            f"{self.window} tokens, stride {self.stride}, {bos}, {self.scored_tokens} tokens scored{tail}"
+            f"{self.window} tokens, stride {self.stride}, {bos}{context}, {self.scored_tokens} tokens "
+            f"scored{tail}{runs}"
         )
 
 
@@ -118,21 +125,27 @@ def cut(
     window: int,
     stride: int | None = None,
     limit: int | None = None,
+    unscored: int = 0,
 ) -> tuple[list[Window], Protocol]:
     """Tokenize once and cut into windows of ``window`` tokens, ``stride`` apart (default: not overlapping).
 
     Every token is scored at most once: a window scores its targets that no earlier window scored. With
-    ``limit``, that many windows evenly spaced over the text. A text shorter than one window is one window;
+    ``limit``, that many windows evenly spaced over the text; with ``unscored``, the first so many tokens of
+    every window are context only. A text shorter than one window is one window;
     of a longer one, the tokens that fill no last window are dropped, and the protocol says how many.
 
     Raises:
-        EvaluationError: the window or stride makes no sense, or the text has fewer than two tokens.
+        EvaluationError: window, stride or ``unscored`` make no sense, or nothing of the text can be scored.
     """
     stride = window if stride is None else stride
     prefix = bos_prefix(tokenizer)
     if window < len(prefix) + 2 or not 0 < stride <= window:
         raise EvaluationError(
             f"Window {window}, stride {stride}: need a window of 2 or more and 0 < stride <= window."
+        )
+    if not 0 <= unscored < window:
+        raise EvaluationError(
+            f"{unscored} unscored tokens in windows of {window}: need 0 or more, and fewer."
         )
     body = window - len(prefix)
     stride = min(stride, body)
@@ -147,11 +160,16 @@ def cut(
         start = starts[index]
         piece = np.concatenate([head, ids[start : start + body]])
         overlap = body - stride if index and index - 1 in chosen else 0
-        windows.append(Window(piece[None, :], max(len(prefix) + overlap, 1)))
-    scored = sum(w.ids.shape[1] - w.first for w in windows)
+        windows.append(Window(piece[None, :], max(len(prefix) + overlap, unscored, 1)))
+    scored = sum(max(w.ids.shape[1] - w.first, 0) for w in windows)
+    if not scored:
+        raise EvaluationError(
+            f"{text.name}: {len(ids)} tokens, and the first {unscored} of each window are not scored: none "
+            "is left. Take a longer text or leave fewer unscored."
+        )
     dropped = max(len(ids) - (starts[-1] + body), 0)
     counts = (len(windows), len(starts), prefix, scored, dropped)
-    return windows, Protocol(text.name, text.sha256, window, stride, *counts)
+    return windows, Protocol(text.name, text.sha256, window, stride, *counts, unscored)
 
 
 def bos_prefix(tokenizer: Tokenizer) -> tuple[int, ...]:

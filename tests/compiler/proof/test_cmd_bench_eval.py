@@ -68,36 +68,6 @@ def test_bench_of_an_encoder_counts_sentences(make_artifact, onnxforge):
     assert "encode64" in out
 
 
-def test_eval_prints_llama_perplexitys_line(make_artifact, onnxforge, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("the value of the object is the name of a function and it is not a class " * 20)
-    code, out, _ = onnxforge("eval", make_artifact("a"), "--ppl", text, "--window", 32)
-    assert code == 0
-    assert out.splitlines()[0].startswith("text.txt (sha256 ")
-    assert out.splitlines()[1].startswith("PPL = ")
-    assert " +/- " in out.splitlines()[1]
-
-
-def test_eval_json_has_perplexity_and_divergence(make_artifact, onnxforge):
-    folder, base = make_artifact("a", 0.01), make_artifact("base")
-    asked = ("eval", folder, "--window", 32, "--windows", 3, "--json")
-    alone = json.loads(onnxforge(*asked)[1])
-    held = json.loads(onnxforge(*asked, "--kl", base)[1])
-    assert alone["perplexity"] == held["perplexity"]
-    assert (alone["window"], alone["stride"], alone["windows"], alone["tokens"]) == (32, 32, 3, 93)
-    assert 0 < alone["dropped_tokens"] < 32
-    assert held["kl"] > 0
-    assert 0 < held["top1"] <= 1
-    assert held["ratio"] == pytest.approx(held["perplexity"] / held["base_perplexity"])
-
-
-def test_eval_refuses_an_encoder_and_a_missing_text(make_artifact, onnxforge, tmp_path):
-    code, _, err = onnxforge("eval", make_artifact("a", kind="encoder"))
-    assert (code, "decoder's measure" in err) == (2, True)
-    code, _, err = onnxforge("eval", make_artifact("b"), "--ppl", tmp_path / "none.txt")
-    assert (code, "cannot be read" in err) == (2, True)
-
-
 @pytest.mark.parametrize("verb", ["bench", "eval"])
 def test_what_is_measured_is_what_was_written(verb, onnxforge, make_artifact):
     folder = make_artifact("a")
@@ -108,9 +78,3 @@ def test_what_is_measured_is_what_was_written(verb, onnxforge, make_artifact):
     code, out, err = onnxforge(verb, folder)
     assert (code, out) == (2, "")
     assert "model.onnx_data: changed" in err
-
-
-def test_a_base_that_is_an_encoder_is_refused(onnxforge, make_artifact):
-    code, _, err = onnxforge("eval", make_artifact("a"), "--kl", make_artifact("b", kind="encoder"))
-    assert code == 2
-    assert "perplexity is a decoder's measure" in err

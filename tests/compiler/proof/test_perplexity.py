@@ -57,6 +57,17 @@ def test_numbers_are_those_of_the_definition(rng, windows):
     assert found.max_kl == pytest.approx(kl.max(), rel=1e-9)
     assert found.top1_agreement == pytest.approx((p.argmax(-1) == q.argmax(-1)).mean())
     assert found.candidate == perplexity(Table(ours), windows)
+    first_five = np.argsort(-q, axis=-1)[:, :5]
+    assert found.top5_agreement == pytest.approx((first_five == p.argmax(-1)[:, None]).any(-1).mean())
+    assert found.correlation == pytest.approx(np.corrcoef(nll_p, nll_q)[0, 1])
+    assert found.kl.median == pytest.approx(np.median(kl))
+    assert found.kl.percentiles["99.0"] == pytest.approx(np.quantile(kl, 0.99))
+    assert found.kl.error == pytest.approx(kl.std(ddof=1) / math.sqrt(len(kl)))
+    change = np.exp(-nll_q) - np.exp(-nll_p)
+    assert (found.probability.maximum, found.probability.minimum) == pytest.approx(
+        (change.max(), change.min())
+    )
+    assert found.probability_rms == pytest.approx(np.sqrt((change**2).mean()))
     error = found.candidate.value * nll_q.std(ddof=1) / math.sqrt(len(nll_q))
     assert found.candidate.error == pytest.approx(error, rel=1e-9)
 
@@ -74,6 +85,13 @@ def test_the_paired_error_is_smaller_than_the_two_errors(rng, windows):
     table = rng.normal(size=(200, VOCABULARY)) * 3
     found = compare(Table(table), Table(table + 0.01 * rng.normal(size=table.shape)), windows)
     assert 0 < found.ratio_error < 0.05 * found.candidate.error / found.candidate.value
+
+
+def test_the_watch_hears_every_window(windows):
+    heard = []
+    found = perplexity(Table(np.zeros((200, VOCABULARY))), windows, heard.append)
+    assert len(heard) == len(windows)
+    assert heard[-1] == found.value
 
 
 def test_unscored_context_does_not_count(rng):
