@@ -45,7 +45,7 @@ def build(
     """Run ``target``'s passes on a copy of ``exported`` and write an unproven artifact into ``folder``."""
     watch = progress or Silent()
     model = exported.clone()
-    attach(model, source)
+    attach(model, source, target.calibration)
     before = graph_stats(model).weight_bytes
     ledger = _run(model, target, before, watch)
     facts = graph_facts(model)

@@ -54,7 +54,8 @@ class CalibrateCache(GraphPass):
     def _measured(self, model: ir.Model, presents: list[ir.Value]) -> list[np.ndarray]:
         sizes = [_heads_and_width(value) for value in presents]
         largest = [np.zeros(size, np.float32) for size in sizes]
-        for rows in watched_rows(model, presents, calibration_batches(model, self.samples, self.tokens)):
+        work = calibration_batches(model, self.samples, self.tokens, used_by=self.text())
+        for rows in watched_rows(model, presents, work):
             for seen, found, (heads, width) in zip(rows, largest, sizes, strict=True):
                 # one sequence [1, KV, T, D] came as rows [KV * T, D]
                 np.maximum(found, np.abs(seen.reshape(heads, -1, width)).max(axis=1), out=found)

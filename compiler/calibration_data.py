@@ -1,17 +1,27 @@
-"""What calibration runs a model on: token windows, from a text that the evaluation never sees."""
+"""What calibration runs a model on: token windows, from data that the evaluation never sees."""
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
-from tokenizers import Tokenizer
 
-from onnxforge.compiler.eval_text import calibration_text, cut, sentences
+from onnxforge.compiler.calibration_overlap import Shingles
+from onnxforge.compiler.calibration_records import RecordFiles, drawn
+from onnxforge.compiler.calibration_self import sampled
+from onnxforge.compiler.calibration_source import Corpus, SelfSampled, open_corpus
+from onnxforge.compiler.calibration_tokens import RecordTokens, tokenizer_of
+from onnxforge.compiler.calibration_use import CalibrationUse
+from onnxforge.compiler.errors import CompileError
+from onnxforge.compiler.eval_text import EvaluationText, cut, evenly, sentences
 from onnxforge.compiler.parity import batches
 from onnxforge.models.source import Source
+from onnxforge.passes.base import PassRefused
 
 _KEY = "onnxforge.calibration"
-_SEED = 0
+_BATCH = 8
+_EVERY = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -22,38 +32,162 @@ class CalibrationBatch:
     mask: np.ndarray
 
 
-def attach(model: ir.Model, source: Source) -> None:
-    """Let the passes that need calibration find their data on ``model``; nothing is tokenized yet."""
-    model.meta[_KEY] = source
+@dataclass
+class CalibrationData:
+    """The data of one compile, and what was used of it. Rides on the model, never saved."""
+
+    source: Source
+    corpus: Corpus
+    uses: dict[tuple[int, int, int], CalibrationUse] = field(default_factory=dict)
+    """By samples, tokens and seed."""
+    shingles: Shingles = field(default_factory=Shingles)
+    """Of the ids that were used, so that a text can be told which was calibrated on."""
+    made: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
+    """Sequences sampled from the model: made once, so that every step sees the same ones."""
 
 
-def calibration_batches(model: ir.Model, samples: int, tokens: int) -> list[CalibrationBatch]:
-    """``samples`` windows of ``tokens`` tokens (encoders: as many sentences) of the calibration text.
+@dataclass(frozen=True)
+class CalibrationWork:
+    """Batches that can be taken again and again; each time they are read anew, and never all in memory."""
 
-    A model without a tokenizer gets random ids, seeded.
+    model: ir.Model
+    data: CalibrationData
+    samples: int
+    tokens: int
+    seed: int
+
+    def __iter__(self) -> Iterator[CalibrationBatch]:
+        """The batches, the same each time."""
+        source, corpus = self.data.source, self.data.corpus
+        decoder = any(value.name == "past_key_values.0.key" for value in self.model.graph.inputs)
+        length = min(self.tokens, int(self.model.metadata_props.get("onnxforge.context_length", self.tokens)))
+        budget = self.samples * length
+        if isinstance(corpus, SelfSampled):
+            return _each(self._made(decoder, length))
+        if isinstance(corpus, RecordFiles):
+            tokens = RecordTokens(source, whole=not decoder)
+            rows = (tokens.of(record, length) for record in drawn(corpus, budget, length, self.seed))
+            return _each(rows) if decoder else _padded(rows)
+        tokenizer = tokenizer_of(source)
+        if tokenizer is None:
+            return _each(_random(source, self.samples, length, self.seed))
+        if decoder:
+            windows, _ = cut(corpus, tokenizer, window=length, limit=self.samples)
+            return _each(window.ids[0] for window in windows)
+        found = batches(_sentences(corpus, budget), tokenizer, length)
+        return (CalibrationBatch(batch.ids, batch.mask) for batch in found)
+
+    def _made(self, decoder: bool, length: int) -> np.ndarray:
+        if not decoder:
+            raise PassRefused(
+                "Calibration on `self` needs a model that writes text, and this one is an encoder: name a "
+                "file or a data set, or leave the option out."
+            )
+        key = (self.samples, length, self.seed)
+        if key not in self.data.made:
+            self.data.made[key] = sampled(self.model, self.data.source, self.samples, length, self.seed)
+        return self.data.made[key]
+
+
+def attach(model: ir.Model, source: Source, named: str | None = None) -> None:
+    """Let the passes that need calibration find their data on ``model``; nothing is tokenized yet.
 
     Raises:
+        RequestRefused: ``named`` is no calibration data; see :func:`calibration_source.open_corpus`.
+    """
+    model.meta[_KEY] = CalibrationData(source, open_corpus(named))
+
+
+def data_of(model: ir.Model) -> CalibrationData | None:
+    """The calibration data that was attached to ``model``, if any was."""
+    found = model.meta.get(_KEY)
+    return found if isinstance(found, CalibrationData) else None
+
+
+def uses_of(model: ir.Model) -> tuple[CalibrationUse, ...]:
+    """What the steps that made ``model`` were calibrated on."""
+    data = data_of(model)
+    return tuple(data.uses.values()) if data is not None else ()
+
+
+def calibration_batches(
+    model: ir.Model, samples: int, tokens: int, *, seed: int = 0, used_by: str = ""
+) -> CalibrationWork:
+    """About ``samples`` x ``tokens`` tokens of the calibration data, in samples of at most ``tokens``.
+
+    Of running text a decoder gets ``samples`` evenly spaced windows, an encoder as many sentences as give as
+    many tokens; of records, as many as give as many tokens. Where the data holds less, all of it is used. A
+    model without a tokenizer gets random ids, seeded. ``used_by`` is the text of the step, for the report.
+
+    Raises:
+        PassRefused: the data does not fit the model, or holds nothing.
         ValueError: the model came without its source, or without a vocabulary.
     """
-    source = model.meta.get(_KEY)
-    if not isinstance(source, Source):
+    data = data_of(model)
+    if data is None:
         raise ValueError("calibration needs the source of the model, which the driver attaches")
-    length = min(tokens, int(model.metadata_props.get("onnxforge.context_length", tokens)))
-    stored = source.sidecars.get("tokenizer.json")
-    if stored is None:
-        return _random(source, samples, length)
-    tokenizer = Tokenizer.from_str(stored.decode("utf-8"))
-    if any(value.name == "past_key_values.0.key" for value in model.graph.inputs):
-        windows, _ = cut(calibration_text(), tokenizer, window=length, limit=samples)
-        return [CalibrationBatch(window.ids, np.ones_like(window.ids)) for window in windows]
-    found = batches(sentences(samples, calibration_text()), tokenizer, length)
-    return [CalibrationBatch(batch.ids, batch.mask) for batch in found]
+    work = CalibrationWork(model, data, samples, tokens, seed)
+    key = (samples, tokens, seed)
+    try:
+        use = data.uses.get(key) or _use(work)
+    except CompileError as error:
+        raise PassRefused(str(error)) from error
+    data.uses[key] = replace(use, steps=tuple(dict.fromkeys(filter(None, (*use.steps, used_by)))))
+    return work
 
 
-def _random(source: Source, samples: int, length: int) -> list[CalibrationBatch]:
+def _use(work: CalibrationWork) -> CalibrationUse:
+    """Read the data once through and write down what it is."""
+    digest, count, total = hashlib.sha256(), 0, 0
+    for batch in work:
+        for ids, mask in zip(batch.ids, batch.mask, strict=True):
+            real = ids[mask.astype(bool)]
+            digest.update(real.astype("<i8").tobytes())
+            work.data.shingles.add(real)
+            count, total = count + 1, total + len(real)
+    if not total:
+        raise PassRefused(f"Calibration: {work.data.corpus.name} gives not a single token to run on.")
+    asked = work.samples * work.tokens
+    return CalibrationUse(work.data.corpus.name, count, total, asked, digest.hexdigest(), work.seed, ())
+
+
+def _each(rows: Iterator[np.ndarray] | np.ndarray) -> Iterator[CalibrationBatch]:
+    """One run per sample."""
+    for row in rows:
+        ids = row.astype(np.int64)[None]
+        yield CalibrationBatch(ids, np.ones_like(ids))
+
+
+def _padded(rows: Iterator[np.ndarray]) -> Iterator[CalibrationBatch]:
+    """Eight samples a run, padded on the right."""
+    waiting: list[np.ndarray] = []
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) == _BATCH:
+            yield _batch(waiting)
+            waiting = []
+    if waiting:
+        yield _batch(waiting)
+
+
+def _batch(rows: Sequence[np.ndarray]) -> CalibrationBatch:
+    ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    return CalibrationBatch(ids, mask)
+
+
+def _sentences(text: EvaluationText, budget: int) -> list[str]:
+    """Sentences for about ``budget`` tokens, evenly spaced; lines where the text has no sentences."""
+    pool = sentences(_EVERY, text) or [line.strip() for line in text.text.splitlines() if line.strip()]
+    wanted = int(np.ceil(budget * 4 / np.mean([len(sentence) for sentence in pool])))
+    return [pool[place] for place in evenly(len(pool), wanted)]
+
+
+def _random(source: Source, samples: int, length: int, seed: int) -> Iterator[np.ndarray]:
     size = source.config.get("vocab_size")
     if not isinstance(size, int):
         raise ValueError(f"{source.ref}: neither a tokenizer nor a vocabulary size to calibrate with")
-    rng = np.random.default_rng(_SEED)
-    ids = rng.integers(0, size, (samples, 1, length))
-    return [CalibrationBatch(row, np.ones_like(row)) for row in ids]
+    return iter(np.random.default_rng(seed).integers(0, size, (samples, length)))

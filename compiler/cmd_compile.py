@@ -67,6 +67,14 @@ _EvalText = Annotated[
     Path | None,
     typer.Option(help="UTF-8 text for the perplexity. Default: a held-out part of Python's own docs."),
 ]
+_Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="What to calibrate on: a .txt or .jsonl file, a data set org/name[:split[:column]], or self "
+        "(the model's own text). Default: a part of Python's docs that evaluation never sees.",
+    ),
+]
 
 
 def compile_(
@@ -81,6 +89,7 @@ def compile_(
     config: _Config = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe as JSON and stop.")] = False,
     proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Measure against the source.")] = True,
+    calibration: _Calibration = None,
     eval_text: _EvalText = None,
     allow_missed_budget: Annotated[
         bool, typer.Option("--allow-missed-budget", help="Publish even if the result is worse than promised.")
@@ -89,7 +98,9 @@ def compile_(
     debug: Debug = False,
 ) -> None:
     """Compile MODEL into one folder that plain ONNX Runtime runs, and prove it against its source."""
-    recipe = plan(model, target, task, revision, tuple(set_ or ()), tuple(without or ()), config, kv)
+    recipe = plan(
+        model, target, task, revision, tuple(set_ or ()), tuple(without or ()), config, kv, calibration
+    )
     if dry_run:
         from onnxforge.compiler.recipe import to_json
 
@@ -131,6 +142,7 @@ def plan(
     without: tuple[str, ...],
     config: Path | None,
     kv: Cache | None = None,
+    calibration: str | None = None,
 ) -> Recipe:
     """The recipe that the options ask for, with every name in it checked.
 
@@ -158,7 +170,11 @@ def plan(
     edited = pipeline.edit(pipeline.parse(chosen.passes), settings=settings, without=without)
     return Recipe(
         model=model or recipe.model,
-        target=dataclasses.replace(chosen, passes=tuple(p.text() for p in edited)),
+        target=dataclasses.replace(
+            chosen,
+            passes=tuple(p.text() for p in edited),
+            calibration=calibration or chosen.calibration,
+        ),
         task=task or recipe.task,
         revision=revision or recipe.revision,
     )

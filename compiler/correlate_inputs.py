@@ -39,7 +39,7 @@ class CorrelateInputs(GraphPass):
     summary: ClassVar[str] = "second moments of what matrices multiply, on calibration text (for gptq, awq)"
 
     samples: int = 32
-    """Windows of a decoder, sentences of an encoder."""
+    """Windows of a decoder. Shorter samples (sentences, records) are as many as give as many tokens."""
     tokens: int = 512
     """Tokens of a window; the most that a sentence may have."""
     memory_mb: int = 4096
@@ -104,7 +104,8 @@ class CorrelateInputs(GraphPass):
     def _summed(self, model: ir.Model, values: Sequence[ir.Value]) -> list[InputMoments]:
         sums = [np.zeros((_width(value),) * 2, dtype=np.float32) for value in values]
         counts = [0] * len(values)
-        for rows in watched_rows(model, values, calibration_batches(model, self.samples, self.tokens)):
+        work = calibration_batches(model, self.samples, self.tokens, used_by=self.text())
+        for rows in watched_rows(model, values, work):
             for index, seen in enumerate(rows):
                 sums[index] += seen.T @ seen
                 counts[index] += len(seen)

@@ -11,6 +11,9 @@ import onnx_ir as ir
 
 from onnxforge.compiler import publish
 from onnxforge.compiler.build import Built, build, normalised
+from onnxforge.compiler.calibration_check import check_calibration
+from onnxforge.compiler.calibration_data import uses_of
+from onnxforge.compiler.calibration_use import use_summary
 from onnxforge.compiler.errors import BudgetMissed
 from onnxforge.compiler.failpoints import failpoint
 from onnxforge.compiler.manifest import file_records
@@ -63,7 +66,7 @@ def compile_model(
         proof = Proof()
         if request.proof:
             proof = _proven(request, parts, watch, folder, source, exported, built)
-        manifest = _seal(folder, built.manifest, request, proof)
+        manifest = _seal(folder, built, request, proof)
         publish.swap(folder, request.output)
     return CompileResult(
         output=request.output,
@@ -103,6 +106,7 @@ def _export(
 ) -> tuple[Source, str, ir.Model]:
     watch.begin("open")
     source = parts.open_model(request.model, request.revision)
+    check_calibration(request.target, source, request.task)
     watch.end(f"{source.kind}, {len(source.digests)} files")
     watch.begin("export")
     exported = parts.export_model(source, request.task)
@@ -151,15 +155,16 @@ def _proven(
     return proof
 
 
-def _seal(folder: Path, manifest: Manifest, request: CompileRequest, proof: Proof) -> Manifest:
+def _seal(folder: Path, built: Built, request: CompileRequest, proof: Proof) -> Manifest:
     """Add the recipe and the numbers, and write the manifest that is published: the last file of all."""
+    manifest, calibrated = built.manifest, use_summary(uses_of(built.model))
     recipe = Recipe(request.model, request.target, manifest.task, request.revision)
     (folder / "report").mkdir(exist_ok=True)
     (folder / "report" / "recipe.json").write_text(to_json(recipe) + "\n", encoding="utf-8")
     sealed = replace(
         manifest,
         files=file_records(folder, manifest.files),
-        summary={**manifest.summary, **proof.summary, "proof": request.proof},
+        summary={**manifest.summary, **calibrated, **proof.summary, "proof": request.proof},
     )
     write_manifest(folder, sealed)
     failpoint("after-seal")

@@ -115,7 +115,7 @@ def sentences(count: int, text: EvaluationText | None = None) -> list[str]:
     flat = [re.sub(r"\s+", " ", paragraph).strip() for paragraph in _PARAGRAPH.split(source)]
     split = (piece for paragraph in flat for piece in re.split(r"(?<=[.!?]) (?=[A-Z])", paragraph))
     prose = list(dict.fromkeys(s for s in split if len(s.split()) in _SENTENCE_WORDS and s[-1] in ".!?"))
-    return [prose[i] for i in _spread(len(prose), count)]
+    return [prose[i] for i in evenly(len(prose), count)]
 
 
 def cut(
@@ -153,7 +153,7 @@ def cut(
     if len(ids) < 2:
         raise EvaluationError(f"{text.name} has {len(ids)} tokens; two are the least that can be scored.")
     starts = list(range(0, max(len(ids) - body, 0) + 1, stride))
-    chosen = _spread(len(starts), limit if limit is not None else len(starts))
+    chosen = evenly(len(starts), limit if limit is not None else len(starts))
     head = np.asarray(prefix, dtype=np.int64)
     windows = []
     for index in chosen:
@@ -186,7 +186,8 @@ def _half(which: int) -> list[str]:
     return [topics[name] for name in sorted(topics)[which::2]]
 
 
-def _spread(available: int, wanted: int) -> Sequence[int]:
+def evenly(available: int, wanted: int) -> Sequence[int]:
+    """``wanted`` of the places 0 to ``available`` - 1, evenly spaced; all when there are not more."""
     if wanted >= available:
         return range(available)
     return [index * available // wanted for index in range(wanted)]

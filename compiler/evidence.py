@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
+from onnxforge.compiler.calibration_use import CalibrationUse
 from onnxforge.compiler.observe import Ledger
 from onnxforge.compiler.parity import EncoderParity
 from onnxforge.compiler.perplexity import Divergence
@@ -74,6 +75,7 @@ class Evidence:
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
     ledger: Ledger
+    calibration: tuple[CalibrationUse, ...] = ()
     structure: tuple[StructureCheck, ...] = ()
     quantizers: QuantizerReport | None = None
     """What the provider does with the quantizers that the graph holds; None where it holds none."""

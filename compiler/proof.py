@@ -13,6 +13,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxforge.compiler.calibration_data import uses_of
+from onnxforge.compiler.calibration_notes import calibration_notes
 from onnxforge.compiler.evidence import Evidence, Verdict
 from onnxforge.compiler.observe import Ledger, graph_stats
 from onnxforge.compiler.proof_quality import quality
@@ -67,7 +69,8 @@ def prove(
             evidence = speed(evidence, staging, references.folder(yardstick), options)
     evidence = replace(evidence, summary=summarize(evidence))
     verdicts, notes = judge(evidence, options.budget)
-    evidence = replace(evidence, verdicts=verdicts, notes=(*_standing(evidence), *evidence.notes, *notes))
+    notes = (*_standing(evidence), *calibration_notes(model, source, options.text), *notes)
+    evidence = replace(evidence, verdicts=verdicts, notes=(*evidence.notes, *notes))
     write_report(evidence, staging)
     missed = [f"promised {v.line}, measured {v.measured:.6g}" for v in verdicts if not v.held]
     broken = [check for check in evidence.structure if check.required and not check.held]
@@ -137,6 +140,7 @@ def _outset(
         ops_before=graph_stats(ir.load(theirs)).ops,
         ops_after=graph_stats(model).ops,
         ledger=ledger,
+        calibration=uses_of(model),
         structure=check_structure(model, manifest.provider),
         quantizers=report_quantizers(model, ours, manifest, stand_in(manifest.provider)),
     )

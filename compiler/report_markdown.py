@@ -23,6 +23,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
         _roofline(evidence),
         _size(evidence),
         _ledger(evidence),
+        _calibration(evidence),
     ]
     parts += [f"## {caption}\n\n![{caption}]({name})\n" for name, caption in plots.items()]
     parts.append(_provenance(evidence))
@@ -186,6 +187,13 @@ def _ledger(evidence: Evidence) -> str:
     if len(reasons) > _MOST_NEAR_MISSES:
         lines.append(f"- {len(reasons) - _MOST_NEAR_MISSES} further reasons are in report.json.")
     return text + ("\nNear-misses:\n\n" + "\n".join(lines) + "\n" if lines else "")
+
+
+def _calibration(evidence: Evidence) -> str:
+    if not evidence.calibration:
+        return ""
+    rows = [(", ".join(f"`{step}`" for step in use.steps), use.sentence()) for use in evidence.calibration]
+    return "## Calibration\n\n" + table(("step", "data"), rows)
 
 
 def _provenance(evidence: Evidence) -> str:

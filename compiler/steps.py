@@ -18,6 +18,11 @@ def step_names() -> tuple[str, ...]:
     return (*registry.NAMES, *_OWN)
 
 
+def calibrated_steps() -> tuple[str, ...]:
+    """Names of the steps that run the graph on calibration data."""
+    return tuple(_OWN)
+
+
 def step_class(name: str) -> type[GraphPass]:
     """The class behind ``name``; its module loads only now.
 

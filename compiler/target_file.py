@@ -8,6 +8,7 @@
     expects.decoder = ["fuse-attention:GroupQueryAttention"]
     budget = ["perplexity_ratio <= 1.01"]
     session = { "session.intra_op.allow_spinning" = "0" }
+    calibration = "chats.jsonl"                # beside this file; as `compile --calibration` takes it
 """
 
 import tomllib
@@ -23,7 +24,7 @@ from onnxforge.compiler.targets import TARGETS, Bound, BudgetLine, Expectation, 
 
 Plain: TypeAlias = "str | int | float | bool | Sequence[Plain] | Mapping[str, Plain] | None"
 
-_KEYS = ("name", "summary", "extends", "passes", "expects", "provider", "session", "budget")
+_KEYS = ("name", "summary", "extends", "passes", "expects", "provider", "session", "budget", "calibration")
 _KINDS = ("decoder", "encoder")
 
 
@@ -51,7 +52,9 @@ def load_target(path: Path) -> Target:
         raw: Mapping[str, Plain] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestRefused(f"The target file {path} cannot be read: {error}.") from error
-    return target_from(raw, str(path))
+    target = target_from(raw, str(path))
+    beside = path.parent / (target.calibration or "")
+    return replace(target, calibration=str(beside)) if beside.is_file() else target
 
 
 def to_mapping(target: Target) -> dict[str, Plain]:
@@ -64,6 +67,7 @@ def to_mapping(target: Target) -> dict[str, Plain]:
         "provider": target.provider,
         "session": dict(target.session),
         "budget": [line.text() for line in target.budget],
+        "calibration": target.calibration,
     }
 
 
@@ -128,6 +132,10 @@ def _budget(value: Plain, key: str, where: str) -> tuple[BudgetLine, ...]:
     return tuple(budget_line(line, where) for line in _texts(value, key, where))
 
 
+def _calibration(value: Plain, key: str, where: str) -> str | None:
+    return None if value is None else _text(value, key, where)
+
+
 def _expects(value: Plain, key: str, where: str) -> dict[str, tuple[Expectation, ...]]:
     expects = {}
     for kind, texts in _table(value, key, where).items():
@@ -154,4 +162,5 @@ _READERS = {
     "provider": _text,
     "session": _session,
     "budget": _budget,
+    "calibration": _calibration,
 }

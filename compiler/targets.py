@@ -60,6 +60,9 @@ class Target:
     session: Mapping[str, str] = field(default_factory=dict)
     """ONNX Runtime session config entries."""
     budget: tuple[BudgetLine, ...] = ()
+    calibration: str | None = None
+    """What steps that run the graph are to run it on, as ``compile --calibration`` names it; None is the half
+    of Python's help topics that evaluation never sees."""
 
 
 _FUSE = (

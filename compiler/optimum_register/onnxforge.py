@@ -23,6 +23,7 @@ class OnnxforgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # op
         parser.add_argument("-t", "--target", required=True, help="See `onnxforge targets`.")
         parser.add_argument("--task", help="Default: what the model's configuration implies.")
         parser.add_argument("--revision", help="Branch, tag or commit of a hub model.")
+        parser.add_argument("--calibration", help="A .txt or .jsonl file, a data set, or `self`.")
         parser.add_argument("--no-proof", action="store_true", help="Do not measure against the source.")
         parser.add_argument("output", help="Folder to write.")
 
@@ -30,7 +31,12 @@ class OnnxforgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # op
         """Run ``onnxforge compile`` and leave with its exit code."""
         from onnxforge.compiler.cli import run_verb
 
-        asked = {"--target": self.args.target, "--task": self.args.task, "--revision": self.args.revision}
+        asked = {
+            "--target": self.args.target,
+            "--task": self.args.task,
+            "--revision": self.args.revision,
+            "--calibration": self.args.calibration,
+        }
         options = [word for name, value in asked.items() if value for word in (name, value)]
         proof = ["--no-proof"] if self.args.no_proof else []
         sys.exit(run_verb("compile", [self.args.model, "-o", self.args.output, *options, *proof]))

@@ -43,12 +43,14 @@ def call(capsys: pytest.CaptureFixture[str], verb: str, *arguments: str) -> tupl
 
 def test_dry_run_prints_a_recipe_that_config_replays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     edits = ("--set", "quantize-weights.bits=4", "--without", "pack-qkv", "--task", "fill-mask")
+    edits += ("--calibration", "org/data:test:body")
     code, out, err = call(capsys, "compile", "some/model", "-t", "cpu-int8", *edits, "--dry-run")
     assert (code, err) == (0, "")
     recipe = json.loads(out)
     assert recipe["model"] == "some/model"
     assert any(text.startswith("quantize-weights{bits=4") for text in recipe["target"]["passes"])
     assert "pack-qkv" not in recipe["target"]["passes"]
+    assert recipe["target"]["calibration"] == "org/data:test:body"
     (tmp_path / "recipe.json").write_text(out)
     assert call(capsys, "compile", "--config", str(tmp_path / "recipe.json"), "--dry-run") == (0, out, "")
 

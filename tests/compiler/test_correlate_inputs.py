@@ -25,7 +25,7 @@ def batches(count=2):
 @pytest.fixture
 def fused(tiny_export, monkeypatch):
     """``fused(family)``: a fused graph whose calibration text is two seeded batches."""
-    monkeypatch.setattr(correlate_inputs, "calibration_batches", lambda *_: batches())
+    monkeypatch.setattr(correlate_inputs, "calibration_batches", lambda *_, **__: batches())
 
     def make(family):
         model = tiny_export(family)

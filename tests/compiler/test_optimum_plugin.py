@@ -21,7 +21,7 @@ def test_optimum_lists_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--model", "x", "--target", "cpu-in8", "out"), "did you mean `cpu-int8`"),
+        (("--model", "x", "--target", "cpu-in8", "--calibration", "self", "out"), "did you mean `cpu-int8`"),
         (("--model", "nowhere/at/all", "--target", "cpu-int8", "--no-proof", "out"), "nowhere/at/all"),
     ],
 )

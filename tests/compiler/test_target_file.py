@@ -55,6 +55,22 @@ def test_a_file_of_the_users_own(tmp_path: Path):
     )
 
 
+def test_calibration_data_beside_the_file_is_found(tmp_path: Path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "chats.jsonl").write_text("{}")
+    for named, found in (
+        ("chats.jsonl", str(tmp_path / "here" / "chats.jsonl")),
+        ("elsewhere.jsonl", "elsewhere.jsonl"),
+        ("self", "self"),
+    ):
+        (tmp_path / "here" / "t.toml").write_text(
+            f'name = "x"\npasses = ["calibrate"]\ncalibration = "{named}"'
+        )
+        target = load_target(tmp_path / "here" / "t.toml")
+        assert target.calibration == found
+        assert target_from(to_mapping(target), "here") == target
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -69,6 +85,7 @@ def test_a_file_of_the_users_own(tmp_path: Path):
         ('name = "x"\npasses = ["a"]\nbudget = ["cosine = 1"]', "is no budget line"),
         ('name = "x"\npasses = ["a"]\nbudget = ["cosine <= low"]', "is no budget line"),
         ('name = "x"\npasses = ["a"]\nsession = { a = 1 }', "`session.a` is to be text"),
+        ('name = "x"\npasses = ["a"]\ncalibration = 1', "`calibration` is to be text"),
         ('name = "x"\npasses = ["a"]\nexpects = { decodr = [] }', "write decoder or encoder"),
         ('name = "x"\npasses = ["a"]\nexpects = { decoder = ["GQA"] }', "pass-name:OperatorType"),
     ],

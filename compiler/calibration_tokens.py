@@ -1,0 +1,99 @@
+"""From a record of calibration data to token ids, as the model's own tokenizer and chat template say."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from onnxforge.compiler.calibration_records import Record
+from onnxforge.compiler.errors import RequestRefused
+from onnxforge.compiler.eval_text import bos_prefix
+from onnxforge.models.source import Source
+from onnxforge.runtimes.chat_template import ChatTemplate, read_chat_template
+from onnxforge.runtimes.errors import ArtifactError, RequestError
+from onnxforge.runtimes.text_tokenizer import TextTokenizer
+
+_TOKENIZER = "tokenizer.json"
+_CHAT = (_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+class RecordTokens:
+    """Token ids of records, for one model."""
+
+    def __init__(self, source: Source, *, whole: bool) -> None:
+        """``whole`` puts all special tokens around a text, for encoders; else only those in front of it."""
+        self._source, self._whole = source, whole
+        self._tokenizer = tokenizer_of(source)
+        self._prefix = bos_prefix(self._tokenizer) if self._tokenizer is not None else ()
+        self._template = _template(source)
+
+    def of(self, record: Record, longest: int) -> np.ndarray:
+        """int64 [T], 1 <= T <= ``longest``.
+
+        Raises:
+            RequestRefused: an id outside the vocabulary, a text for a model without a tokenizer, a chat for
+                one without a template, or one that the template refuses.
+        """
+        content = record.content
+        if isinstance(content, str):
+            return self._text(content, longest, record.where)
+        if isinstance(content[0], Mapping):
+            return self._chat([m for m in content if isinstance(m, Mapping)], longest, record.where)
+        return self._given(np.asarray(content, dtype=object), longest, record.where)
+
+    def _text(self, text: str, longest: int, where: str, special: bool = True) -> np.ndarray:
+        if self._tokenizer is None:
+            raise RequestRefused(f"{where}: {self._source.ref} brings no {_TOKENIZER}: give `input_ids`.")
+        self._tokenizer.no_truncation()
+        if special and self._whole:
+            self._tokenizer.enable_truncation(longest)
+        found = self._tokenizer.encode(text, add_special_tokens=special and self._whole).ids
+        prefix = self._prefix if special and not self._whole else ()
+        return np.array([*prefix, *found][:longest], dtype=np.int64)
+
+    def _chat(self, messages: list[Mapping[str, object]], longest: int, where: str) -> np.ndarray:
+        if self._template is None:
+            raise RequestRefused(f"{where}: {self._source.ref} brings no chat template: give `text` instead.")
+        try:
+            text = self._template.render(messages, add_generation_prompt=False)
+        except RequestError as error:
+            raise RequestRefused(f"{where}: {error}") from error
+        return self._text(text, longest, where, special=False)
+
+    def _given(self, ids: np.ndarray, longest: int, where: str) -> np.ndarray:
+        size = self._source.config.get("vocab_size")
+        wrong = [i for i in ids.tolist() if not 0 <= i < (size if isinstance(size, int) else 2**31)]
+        if wrong:
+            raise RequestRefused(
+                f"{where}: `input_ids` holds {wrong[0]}, and the vocabulary of {self._source.ref} has {size} "
+                "entries: these ids are another model's."
+            )
+        return ids[:longest].astype(np.int64)
+
+
+def tokenizer_of(source: Source) -> Tokenizer | None:
+    """The model's tokenizer, without the truncation and padding it may carry; None when it brings none."""
+    stored = source.sidecars.get(_TOKENIZER)
+    if stored is None:
+        return None
+    tokenizer = Tokenizer.from_str(stored.decode("utf-8"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _template(source: Source) -> ChatTemplate | None:
+    """The chat template, read as the runtime will read it from the artifact."""
+    if _TOKENIZER not in source.sidecars:
+        return None
+    with tempfile.TemporaryDirectory(prefix="onnxforge-template-") as temp:
+        folder = Path(temp)
+        for name in _CHAT:
+            if name in source.sidecars:
+                (folder / name).write_bytes(source.sidecars[name])
+        try:
+            return read_chat_template(folder, TextTokenizer(folder).special_tokens)
+        except ArtifactError as error:
+            raise RequestRefused(f"{source.ref}: {error}") from error
