@@ -74,6 +74,8 @@ def _plain(
         if told is None and (folder / name).exists():
             data = read_plain(contained(folder, name), JSON_LIMIT)
             place, told = name, {"quant_method": method, **parse_object(data, str(folder / name))}
+    if told and not isinstance(told, dict):
+        raise SourceError(f"{folder / place}: quantization_config is {told!r}; an object was needed.")
     if isinstance(told, dict):
         turned = config.get("model_type") in _TURNED_FAMILIES
         packed = packed_format(told, str(folder / place))

@@ -155,7 +155,7 @@ def _groups(
     plain = np.arange(width) // (width if grid.group == -1 else min(grid.group, width))
     if "groups" not in parts:
         return plain
-    told = parts["groups"].numpy().astype(np.int64)
+    told = np.array(parts["groups"].numpy(), dtype=np.int64)
     if told.min() < 0 or told.max() > plain[-1]:
         problems.append(
             f"{module}: g_idx names groups {told.min()} to {told.max()}, and there are 0 to {plain[-1]}"

@@ -272,6 +272,11 @@ def test_a_group_larger_than_any_matrix_is_the_whole_row(tmp_path):
     np.testing.assert_array_equal(opened(path).numpy(), values)
 
 
+def test_a_configuration_that_is_no_object_is_named(tmp_path):
+    with pytest.raises(SourceError, match="quantization_config is 'gptq'; an object was needed"):
+        open_model(str(folder(tmp_path, {"a.weight": np.zeros((4, 4), np.float32)}, "gptq")))
+
+
 def test_a_configuration_whose_weights_are_not_packed_is_named(tmp_path):
     weights = {f"{MODULE}.weight": np.zeros((4, 4), np.float32)}
     with pytest.raises(SourceError, match="no tensor is named qweight or scales or qzeros or g_idx"):
