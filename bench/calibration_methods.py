@@ -31,7 +31,6 @@ WAYS = [
     ("method=percentile,percentile=99.9999", None),
     ("method=min-max", SELF),
     ("method=min-max,samples=32", None),
-    ("method=min-max,samples=32", SELF),
 ]
 """Options of `calibrate`, and the data."""
 

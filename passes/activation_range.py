@@ -6,8 +6,6 @@ import numpy as np
 import onnx_ir as ir
 
 _KEY = "onnxforge.activation_range"
-LEVELS = 255
-"""Steps of an 8-bit grid."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +32,6 @@ class ActivationRange:
         """The ends of the grid for the whole tensor; zero is always between them."""
         low, high = self.chosen or (float(self.low.min()), float(self.high.max()))
         return min(low, 0.0), max(high, 0.0)
-
-    @property
-    def step(self) -> float:
-        """The step of an 8-bit grid over :attr:`bounds`; 0 where the tensor holds nothing else."""
-        low, high = self.bounds
-        return (high - low) / LEVELS
-
-    @property
-    def zero_point(self) -> int:
-        """The code of zero on that grid, 0 to 255."""
-        return round(-self.bounds[0] / self.step) if self.step else 0
-
-    @property
-    def ordinary_sqnr_db(self) -> float:
-        """Signal to noise of an ordinary token on that grid, whose rounding error is uniform: step^2 / 12.
-
-        A few tokens with massive activations stretch the range and leave all others a handful of levels;
-        an average over tokens would not show it, because those few carry most of the power. What a grid over
-        a chosen range clips is no part of it.
-        """
-        noise = self.step**2 / 12
-        return float(10 * np.log10(self.typical**2 / noise)) if noise > 0 and self.typical > 0 else 0.0
 
     def divided(self, scales: np.ndarray) -> "ActivationRange":
         """The range once channel k is divided by ``scales[k]`` > 0.
