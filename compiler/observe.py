@@ -37,6 +37,7 @@ class PassRecord:
     after: GraphStats
     matches: tuple[notes.Note, ...]
     near_misses: tuple[notes.Note, ...]
+    measures: tuple[notes.Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Ledger:
         """Places that were left alone, of one pass or of all."""
         mine = (r for r in self.records if pass_name is None or r.text.split("{")[0] == pass_name)
         return tuple(note for record in mine for note in record.near_misses)
+
+    def measures(self) -> tuple[notes.Note, ...]:
+        """What passes measured to decide by, the last pass that did so; empty where none did."""
+        return next((record.measures for record in reversed(self.records) if record.measures), ())
 
 
 def graph_stats(model: ir.Model) -> GraphStats:
@@ -116,6 +121,7 @@ def _watch(
         after=graph_stats(model),
         matches=tuple(n for n in seen if n.kind is notes.NoteKind.MATCH),
         near_misses=tuple(n for n in seen if n.kind is notes.NoteKind.NEAR_MISS),
+        measures=tuple(n for n in seen if n.kind is notes.NoteKind.MEASURED),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a pass saw: matches, and near-misses with the reason.
+"""What a pass saw: matches, near-misses with the reason, and measures with what followed from them.
 
 Passes hold no state, so they speak to whoever listens. Outside :func:`listen` a note goes nowhere.
 """
@@ -11,10 +11,11 @@ from enum import StrEnum
 
 
 class NoteKind(StrEnum):
-    """Whether the rewrite happened."""
+    """Whether the rewrite happened, or what was measured to decide it."""
 
     MATCH = "match"
     NEAR_MISS = "near-miss"
+    MEASURED = "measured"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Note:
     where: str
     """The node or value that anchors the place."""
     reason: str = ""
-    """For a near-miss: why it was left alone, and what would have been needed."""
+    """For a near-miss: why it was left alone, and what would have been needed. For a measure: what followed."""
+    value: float = 0.0
+    """For a measure: the number."""
 
 
 _listener: ContextVar[list[Note] | None] = ContextVar("onnxforge_notes", default=None)
@@ -41,6 +44,11 @@ def match(what: str, where: str | None) -> None:
 def near_miss(what: str, where: str | None, reason: str) -> None:
     """Record that ``what`` almost applied at ``where`` and why it did not."""
     _record(Note(NoteKind.NEAR_MISS, what, where or "(unnamed)", reason))
+
+
+def measured(what: str, where: str | None, value: float, outcome: str) -> None:
+    """Record a number that a decision about ``what`` at ``where`` was made on, and the decision."""
+    _record(Note(NoteKind.MEASURED, what, where or "(unnamed)", outcome, value))
 
 
 @contextmanager

@@ -1,0 +1,113 @@
+"""Mixed precision by measured sensitivity: the fewest MatMuls stay out of static W8A8."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
+from onnxforge.compiler.sensitivity import SwitchSession, switch_session
+from onnxforge.compiler.switched_graph import products, switched_graph
+from onnxforge.passes import notes
+from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.insert_qdq import InsertQdq
+from onnxforge.passes.kept_float import keep_float, release
+
+WHAT = "static W8A8"
+
+
+@dataclass(frozen=True)
+class MixPrecision(GraphPass):
+    """Mark the MatMuls that ``insert-qdq`` is to leave alone, so that the whole model stays within a limit.
+
+    First every MatMul is made static W8A8 alone, and what that does to the model's answers on calibration
+    text is its sensitivity. Then the most sensitive ones are kept back, as few as bring the model with all
+    others static below the limit; that is measured too, by bisection, not summed up. A pass that follows
+    ``insert-qdq`` takes up those that were kept back (``quantize-weights``, whose blocks have scales of
+    their own). Run after ``calibrate``.
+
+    The sensitivities are in the report. The order by one-at-a-time divergence is that of mixed-precision
+    search since Wang et al. 2018, HAQ (1811.08886) and Dong et al. 2019, HAWQ (1905.03696); both estimate
+    what is measured here.
+    """
+
+    summary: ClassVar[str] = "keep the most sensitive MatMuls out of static W8A8, as few as a limit allows"
+
+    max_kl: float = 0.01
+    """For models that answer logits: KL(float || static), nats per token."""
+    max_cosine_distance: float = 0.002
+    """For models that answer hidden states: 1 minus the mean cosine of pooled sentences."""
+    samples: int = 1
+    """Windows (encoders: batches of eight sentences) for one MatMul alone."""
+    tokens: int = 64
+    check_samples: int = 2
+    """The same for the model with all chosen MatMuls."""
+    check_tokens: int = 256
+    skip: str = ""
+    """As in ``insert-qdq``: a regular expression; what it finds is not considered."""
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse limits and sizes that mean nothing, and a graph that was never calibrated.
+
+        Raises:
+            PassRefused: what is wrong, and what to write instead.
+        """
+        if not (self.max_kl > 0 and self.max_cosine_distance > 0):
+            raise PassRefused(f"{self.text()}: the limits must be above 0")
+        if min(self.samples, self.check_samples) < 1 or min(self.tokens, self.check_tokens) < 2:
+            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+        self._trial().requires(model)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Mark the nodes; see :mod:`onnxforge.passes.kept_float`."""
+        nodes = products(model)
+        for node in nodes:
+            release(node)
+        both = switched_graph(model, self._trial())
+        if not both.positions:
+            return ir.passes.PassResult(model, modified=False)
+        sites = [nodes[position] for position in both.positions]
+        alone_on = calibration_batches(model, self.samples, self.tokens)
+        check_on = calibration_batches(model, self.check_samples, self.check_tokens)
+        with switch_session(both.model) as session:
+            limit = self.max_kl if session.answer == "logits" else self.max_cosine_distance
+            alone = session.divergence(np.eye(len(sites), dtype=bool), list(alone_on))
+            order = [int(site) for site in np.argsort(-alone, kind="stable")]
+            count, reached = _fewest(session, order, list(check_on), limit)
+        for rank, site in enumerate(order):
+            name = sites[site].name
+            notes.measured(WHAT, name, float(alone[site]), "kept back" if rank < count else "static")
+            if rank < count:
+                keep_float(
+                    sites[site],
+                    f"static W8A8 here alone moves the answers by {alone[site]:.2g}; without it and "
+                    f"{count - 1} others the model stays at {reached:.2g}, and {limit:g} is the limit",
+                )
+        return ir.passes.PassResult(model, modified=False)
+
+    def _trial(self) -> InsertQdq:
+        return InsertQdq(min_sqnr_db=-math.inf, skip=self.skip)
+
+
+def _fewest(
+    session: SwitchSession, order: Sequence[int], work: Sequence[CalibrationBatch], limit: float
+) -> tuple[int, float]:
+    """How many of ``order``, from its start, to keep float; and the divergence of all others static."""
+
+    def kept(count: int) -> float:
+        choice = np.ones((1, len(order)), dtype=bool)
+        choice[0, list(order[:count])] = False
+        return float(session.divergence(choice, work)[0])
+
+    low, high, reached = -1, len(order), 0.0  # with all kept float nothing moves
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = kept(middle)
+        if found <= limit:
+            high, reached = middle, found
+        else:
+            low = middle
+    return high, reached

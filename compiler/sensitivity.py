@@ -1,0 +1,118 @@
+"""How much a choice of MatMul forms moves a model's answers, measured many choices at a time."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxforge.compiler.calibration_data import CalibrationBatch
+from onnxforge.compiler.graph_feeds import whole_sequence_feeds
+from onnxforge.compiler.save import GRAPH, save_model
+from onnxforge.compiler.switched_graph import SWITCH
+
+_ANSWERS = ("logits", "last_hidden_state")
+_ROOM = 128 << 20
+"""Bytes of answers in memory at a time, at least one choice's."""
+
+
+class SwitchSession:
+    """A switched graph in ONNX Runtime, on the CPU."""
+
+    def __init__(self, session: ort.InferenceSession, answer: str) -> None:
+        self._session = session
+        self._inputs = [spec for spec in session.get_inputs() if spec.name != SWITCH]
+        self.answer = answer
+
+    def divergence(self, choices: np.ndarray, work: Sequence[CalibrationBatch]) -> np.ndarray:
+        """float64 [C]: how far each of ``choices``, bool [C, sites], is from all sites float.
+
+        For logits the mean KL(float || choice) over real tokens, in nats; for hidden states 1 minus the
+        mean cosine of the sentences' masked means.
+        """
+        total, count = np.zeros(len(choices)), 0
+        for batch in work:
+            none = np.zeros((1, choices.shape[1]), dtype=bool)
+            reference = next(self._answers(none, batch))[0]
+            held = self._held(reference, batch)
+            count += held
+            start = 0
+            for answers in self._answers(choices, batch):
+                for row, found in enumerate(answers):
+                    total[start + row] += held * _distance(self.answer, reference, found, batch.mask)
+                start += len(answers)
+        return total / max(count, 1)
+
+    def _held(self, reference: np.ndarray, batch: CalibrationBatch) -> int:
+        tokens = self.answer == "logits" and reference.shape[:2] == batch.mask.shape
+        return int(batch.mask.sum()) if tokens else len(batch.mask)
+
+    def _answers(self, choices: np.ndarray, batch: CalibrationBatch) -> Iterator[np.ndarray]:
+        """float32 [c, B, ...] for some of ``choices`` after the other, as many as fit."""
+        size, at_once = len(batch.ids), 1
+        start = 0
+        while start < len(choices):
+            some = choices[start : start + at_once]
+            feeds = dict(
+                whole_sequence_feeds(
+                    self._inputs,
+                    np.tile(batch.ids, (len(some), 1)),
+                    np.tile(batch.mask, (len(some), 1)),
+                    "sensitivity",
+                )
+            )
+            feeds[SWITCH] = np.repeat(some, size, axis=0).T[:, :, None, None]
+            found = self._session.run([self.answer], feeds)[0]
+            yield found.reshape(len(some), size, *found.shape[1:])
+            at_once = max(1, _ROOM // (found.nbytes // len(some)))
+            start += len(some)
+
+
+@contextmanager
+def switch_session(model: ir.Model) -> Iterator[SwitchSession]:
+    """A session for a switched graph; its files last as long as the block.
+
+    Raises:
+        ValueError: the graph answers neither logits nor hidden states.
+    """
+    answer = next((name for name in _ANSWERS if any(o.name == name for o in model.graph.outputs)), None)
+    if answer is None:
+        raise ValueError(f"the graph answers none of {', '.join(_ANSWERS)}")
+    kept = [output for output in model.graph.outputs if output.name == answer]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(prefix="onnxforge-sensitivity-") as temp:
+        save_model(model, Path(temp))
+        session = ort.InferenceSession(str(Path(temp, GRAPH)), options, providers=["CPUExecutionProvider"])
+        yield SwitchSession(session, answer)
+
+
+def _distance(answer: str, reference: np.ndarray, found: np.ndarray, mask: np.ndarray) -> float:
+    if answer == "logits":
+        real = mask.astype(bool) if reference.shape[:2] == mask.shape else np.ones(len(reference), dtype=bool)
+        return _kl(reference[real], found[real])
+    weight = mask[:, :, None].astype(np.float32)
+    a, b = ((x * weight).sum(axis=1, dtype=np.float64) for x in (reference, found))
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float(1 - np.mean((a * b).sum(axis=-1) / np.maximum(norms, 1e-30)))
+
+
+def _kl(reference: np.ndarray, found: np.ndarray) -> float:
+    """Mean KL(reference || found) over rows of float32 logits [T, V], a few rows at a time."""
+    total, rows = 0.0, 32
+    for start in range(0, len(reference), rows):
+        p, q = (_log_softmax(x[start : start + rows]) for x in (reference, found))
+        total += float(np.einsum("tv,tv->", np.exp(p), p - q, dtype=np.float64))
+    return total / max(len(reference), 1)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits - logits.max(axis=-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    result: np.ndarray = wide
+    return result
