@@ -1,6 +1,5 @@
 """Mixed precision by measured sensitivity: the fewest MatMuls stay out of static W8A8."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -41,7 +40,7 @@ class MixPrecision(GraphPass):
     max_cosine_distance: float = 0.002
     """For models that answer hidden states: 1 minus the mean cosine of pooled sentences."""
     samples: int = 1
-    """Windows (encoders: batches of eight sentences) for one MatMul alone."""
+    """Windows (encoders: eights of sentences) for one MatMul alone."""
     tokens: int = 64
     check_samples: int = 2
     """The same for the model with all chosen MatMuls."""
@@ -70,13 +69,14 @@ class MixPrecision(GraphPass):
         if not both.positions:
             return ir.passes.PassResult(model, modified=False)
         sites = [nodes[position] for position in both.positions]
-        alone_on = calibration_batches(model, self.samples, self.tokens)
-        check_on = calibration_batches(model, self.check_samples, self.check_tokens)
         with switch_session(both.model) as session:
             limit = self.max_kl if session.answer == "logits" else self.max_cosine_distance
-            alone = session.divergence(np.eye(len(sites), dtype=bool), list(alone_on))
+            alone = session.divergence(
+                np.eye(len(sites), dtype=bool), _work(model, self.samples, self.tokens)
+            )
             order = [int(site) for site in np.argsort(-alone, kind="stable")]
-            count, reached = _fewest(session, order, list(check_on), limit)
+            check_on = _work(model, self.check_samples, self.check_tokens)
+            count, reached = _fewest(session, order, check_on, limit)
         for rank, site in enumerate(order):
             name = sites[site].name
             notes.measured(WHAT, name, float(alone[site]), "kept back" if rank < count else "static")
@@ -89,7 +89,12 @@ class MixPrecision(GraphPass):
         return ir.passes.PassResult(model, modified=False)
 
     def _trial(self) -> InsertQdq:
-        return InsertQdq(min_sqnr_db=-math.inf, skip=self.skip)
+        return InsertQdq(min_sqnr_db=0, skip=self.skip)
+
+
+def _work(model: ir.Model, samples: int, tokens: int) -> list[CalibrationBatch]:
+    decoder = any(value.name == "past_key_values.0.key" for value in model.graph.inputs)
+    return list(calibration_batches(model, samples if decoder else 8 * samples, tokens))
 
 
 def _fewest(

@@ -19,6 +19,7 @@ from onnxforge.passes import notes
 from onnxforge.passes.activation_range import annotate, range_of
 from onnxforge.passes.base import GraphPass
 from onnxforge.passes.constants import add_array
+from onnxforge.passes.kept_float import keep_float
 from onnxforge.passes.matching import is_op, rank, redirect
 
 SWITCH = "onnxforge.switch"
@@ -36,52 +37,52 @@ class SwitchedGraph:
 
 
 def products(model: ir.Model) -> list[ir.Node]:
-    """Every MatMul of the main graph, in order."""
-    return [node for node in model.graph if is_op(node, "MatMul")]
+    """Every MatMul of the main graph whose result is [B, S, N], in order: what can be switched."""
+    return [node for node in model.graph if is_op(node, "MatMul") and rank(node.outputs[0]) == _TOKENS]
 
 
 def switched_graph(model: ir.Model, quantize: GraphPass) -> SwitchedGraph:
-    """A copy of ``model`` in which each MatMul that ``quantize`` rewrites exists in both forms.
+    """A copy of ``model`` in which each of its products that ``quantize`` rewrites exists in both forms.
 
-    ``model`` stays as it is. ``quantize`` has to change the operands of MatMuls and nothing else that the
-    float form reads. MatMuls whose result is not [B, S, N] stay float and are no sites.
+    ``model`` stays as it is. ``quantize`` is a pass that gives products other operands and honours the mark
+    of :mod:`onnxforge.passes.kept_float`; products that cannot be switched are marked, in the copy.
     """
     copy = _copy(model)
     nodes = products(copy)
-    operands = [tuple(node.inputs) for node in nodes]
+    for node in set(copy.graph) - set(nodes):
+        keep_float(node, "it cannot be switched row by row")
+    twins = [_twin(copy.graph, node) for node in nodes]
+    before = [tuple(node.inputs) for node in nodes]
     with notes.listen():  # what the trial rewrites is not news
         quantize(copy)
-    sites = [
-        position
-        for position, node in enumerate(nodes)
-        if tuple(node.inputs) != operands[position] and rank(node.outputs[0]) == _TOKENS
-    ]
+    sites = [position for position, node in enumerate(nodes) if tuple(node.inputs) != before[position]]
     shape = ir.Shape([len(sites), "batch", 1, 1])
     switch = ir.Value(name=SWITCH, shape=shape, type=ir.TensorType(ir.DataType.BOOL))
     copy.graph.inputs.append(switch)
     for site, position in enumerate(sites):
-        _both(copy.graph, nodes[position], operands[position], switch, site)
-    for position in set(range(len(nodes))) - set(sites):
-        for index, operand in enumerate(operands[position]):
-            nodes[position].replace_input_with(index, operand)
+        _choose(copy.graph, nodes[position], twins[position], switch, site)
     return SwitchedGraph(copy, tuple(sites))
 
 
-def _both(
-    graph: ir.Graph, node: ir.Node, operands: tuple[ir.Value | None, ...], switch: ir.Value, site: int
-) -> None:
+def _twin(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """The same product once more, to stay as it is: it keeps the float weight alive, too."""
+    twin = ir.Node("", "MatMul", tuple(node.inputs), name=f"{node.name}/float")
+    twin.outputs[0].shape, twin.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    graph.insert_before(node, twin)
+    keep_float(twin, "it is the float form")
+    return twin
+
+
+def _choose(graph: ir.Graph, node: ir.Node, twin: ir.Node, switch: ir.Value, site: int) -> None:
     result = node.outputs[0]
     index = add_array(graph, f"{SWITCH}.{site}", np.array(site, dtype=np.int64))
     chosen = ir.Node("", "Gather", (switch, index), name=f"{node.name}/switch")
     integer = ir.Node("", "MatMul", tuple(node.inputs), name=f"{node.name}/int8")
-    plain = ir.Node("", "MatMul", operands, name=f"{node.name}/float")
-    either = ir.Node(
-        "", "Where", (chosen.outputs[0], integer.outputs[0], plain.outputs[0]), name=f"{node.name}/either"
-    )
-    made = (integer.outputs[0], plain.outputs[0], either.outputs[0])
-    for value in made:
+    forms = (chosen.outputs[0], integer.outputs[0], twin.outputs[0])
+    either = ir.Node("", "Where", forms, name=f"{node.name}/either")
+    for value in (integer.outputs[0], either.outputs[0]):
         value.shape, value.type = result.shape, result.type
-    graph.insert_after(node, (chosen, integer, plain, either))
+    graph.insert_after(node, (chosen, integer, either))
     redirect(result, either.outputs[0])
     graph.remove(node, safe=True)
 

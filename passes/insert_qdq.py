@@ -11,6 +11,7 @@ from onnxforge.passes.activation_grid import ActivationGrid, grid_of
 from onnxforge.passes.activation_range import range_of
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.constants import constant, extents
+from onnxforge.passes.kept_float import kept_float
 from onnxforge.passes.linear_product import LinearProduct, linear_product
 from onnxforge.passes.matching import int_attribute, is_op, rank
 from onnxforge.passes.qdq_emit import QdqWriter
@@ -39,7 +40,8 @@ class InsertQdq(GraphPass):
     ``calibrate``; dynamic activations and weights alone need none.
 
     One grid serves a tensor badly when a few tokens are far larger than the rest. ``min_sqnr_db`` leaves
-    such MatMuls float, for a blockwise pass to take up.
+    such MatMuls float, for a blockwise pass to take up, and so does the mark of :mod:`.kept_float`, which
+    ``mix-precision`` sets where it measured that.
 
     **Weights alone**: ONNX Runtime (1.31) makes MatMulNBits of them when it loads the graph, on CPU and CUDA,
     with ``accuracy_level`` 4, which rounds activations to int8 too. The session entry
@@ -140,7 +142,8 @@ class InsertQdq(GraphPass):
 
     def _multiply(self, product: LinearProduct, writer: QdqWriter) -> bool:
         node, grid = product.node, self._grid(product)
-        found = self._weight_objection(product.weight, product.tensor, node, product.size[0])
+        found = kept_float(node)
+        found = found or self._weight_objection(product.weight, product.tensor, node, product.size[0])
         found = found or self._activation_objection(product, grid)
         if found is not None:
             notes.near_miss(WHAT, node.name, found)

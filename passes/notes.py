@@ -28,7 +28,7 @@ class Note:
     where: str
     """The node or value that anchors the place."""
     reason: str = ""
-    """For a near-miss: why it was left alone, and what would have been needed. For a measure: what followed."""
+    """For a near-miss: why it was left alone, and what would have been needed. For a measure: the outcome."""
     value: float = 0.0
     """For a measure: the number."""
 
