@@ -149,7 +149,7 @@ def _proven(
         shutil.copytree(folder / "report", kept, dirs_exist_ok=True)
         raise BudgetMissed(
             f"Target `{request.target.name}` misses its budget: {'; '.join(proof.missed)}. "
-            f"Nothing was published; the report is in {kept}. "
+            f"{proof.worst}{' ' if proof.worst else ''}Nothing was published; the report is in {kept}. "
             "Publish it all the same with `--allow-missed-budget`."
         )
     return proof

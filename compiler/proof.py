@@ -27,6 +27,7 @@ from onnxforge.compiler.report import write_report
 from onnxforge.compiler.structure import check_structure
 from onnxforge.compiler.targets import BudgetLine
 from onnxforge.compiler.traffic import traffic_of
+from onnxforge.compiler.worst_layers import worst_layers
 from onnxforge.models.source import Source
 from onnxforge.runtimes.artifact import Manifest, read_manifest
 
@@ -77,7 +78,7 @@ def prove(
     missed += [f"promised that {check.rule}, found {check.found}" for check in broken]
     if evidence.quantizers is not None and evidence.quantizers.complaint:
         missed.append(evidence.quantizers.complaint)
-    return Proof(evidence.summary, tuple(missed))
+    return Proof(evidence.summary, tuple(missed), worst_layers(evidence) if missed else "")
 
 
 def _standing(evidence: Evidence) -> tuple[str, ...]:

@@ -68,3 +68,5 @@ class Proof:
 
     summary: Mapping[str, float | str | bool] = field(default_factory=dict)
     missed: tuple[str, ...] = ()
+    worst: str = ""
+    """Which layers to look at first when something was missed."""

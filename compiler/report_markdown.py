@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from onnxforge.compiler.evidence import Evidence, cpu_name, versions
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.quantizer_section import quantizer_section
+from onnxforge.compiler.sensitivity_section import sensitivity_section
 from onnxforge.compiler.speed_types import SpeedReport, Timing
 
 _MOST_NEAR_MISSES = 8
@@ -24,6 +25,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
         _size(evidence),
         _ledger(evidence),
         _calibration(evidence),
+        sensitivity_section(evidence.ledger.measures()),
     ]
     parts += [f"## {caption}\n\n![{caption}]({name})\n" for name, caption in plots.items()]
     parts.append(_provenance(evidence))

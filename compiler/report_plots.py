@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from onnxforge.compiler.evidence import Evidence
+from onnxforge.compiler.sensitivity_section import draw_sensitivity
 
 _BEFORE, _AFTER, _GOOD = "#9aa5b1", "#1f6feb", "#2da44e"
 _SIZE = (8.0, 4.5)
@@ -27,6 +28,7 @@ def write_plots(evidence: Evidence, folder: Path) -> dict[str, str]:
         "operators.png": ("Operators before and after", _operators),
         "speed.png": ("Tokens per second beside the baseline, median and spread", _speed),
         "layers.png": ("Signal-to-noise of every layer against the reference", _layers),
+        "sensitivity.png": ("Sensitivity of every MatMul to static W8A8", _sensitivity),
     }
     written = {}
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
@@ -105,3 +107,7 @@ def _layers(evidence: Evidence, figure: Figure) -> bool:
     axes.set_xlabel("layer")
     axes.set_ylabel("SQNR, dB (more is closer)")
     return True
+
+
+def _sensitivity(evidence: Evidence, figure: Figure) -> bool:
+    return draw_sensitivity(evidence.ledger.measures(), figure)

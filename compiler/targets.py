@@ -109,12 +109,18 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         name="cpu-int8",
-        summary="int8 weights in blocks of 32 and int8 kernels for the CPU",
-        passes=(*_FUSE, "quantize-weights{bits=8,block_size=32,accuracy_level=4}", "cleanup"),
-        expects={
-            "decoder": (*_FUSED_DECODER, *_INTEGER_WEIGHTS),
-            "encoder": (*_FUSED_ENCODER, *_INTEGER_WEIGHTS),
-        },
+        summary="int8 times int8 for the CPU: static W8A8, and 8-bit blocks for embedding, head and what is sensitive",
+        passes=(
+            *_FUSE,
+            "calibrate",
+            "fold-scales{alpha=0.65}",
+            "calibrate",
+            "mix-precision{skip=lm_head|embed|wte}",
+            "insert-qdq{min_sqnr_db=0,skip=lm_head|embed|wte}",
+            "quantize-weights{bits=8,block_size=32,accuracy_level=4}",
+            "cleanup",
+        ),
+        expects={"decoder": _FUSED_DECODER, "encoder": _FUSED_ENCODER},
         session=_CPU_SESSION,
         budget=(
             BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.03),
