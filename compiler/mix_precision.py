@@ -24,7 +24,7 @@ class MixPrecision(GraphPass):
 
     First every MatMul is made static W8A8 alone, and what that does to the model's answers on calibration
     text is its sensitivity. Then the most sensitive ones are kept back, as few as bring the model with all
-    others static below the limit; that is measured too, by bisection, not summed up. A pass that follows
+    others static below the limit; that is measured too, by a search, not summed up. A pass that follows
     ``insert-qdq`` takes up those that were kept back (``quantize-weights``, whose blocks have scales of
     their own). Run after ``calibrate``.
 
@@ -76,7 +76,11 @@ class MixPrecision(GraphPass):
             )
             order = [int(site) for site in np.argsort(-alone, kind="stable")]
             check_on = _work(model, self.check_samples, self.check_tokens)
-            count, reached = _fewest(session, order, check_on, limit)
+            rest = np.cumsum(alone[order][::-1])[
+                ::-1
+            ]  # as if divergences added up: nearly so, and only a start
+            expected = int(np.sum(rest > limit))
+            count, reached = _fewest(session, order, check_on, limit, expected)
         for rank, site in enumerate(order):
             name = sites[site].name
             notes.measured(WHAT, name, float(alone[site]), "kept back" if rank < count else "static")
@@ -98,9 +102,16 @@ def _work(model: ir.Model, samples: int, tokens: int) -> list[CalibrationBatch]:
 
 
 def _fewest(
-    session: SwitchSession, order: Sequence[int], work: Sequence[CalibrationBatch], limit: float
+    session: SwitchSession,
+    order: Sequence[int],
+    work: Sequence[CalibrationBatch],
+    limit: float,
+    expected: int,
 ) -> tuple[int, float]:
-    """How many of ``order``, from its start, to keep float; and the divergence of all others static."""
+    """How many of ``order``, from its start, to keep float; and the divergence of all others static.
+
+    The search starts at ``expected`` and doubles its steps until it has the answer between two measures.
+    """
 
     def kept(count: int) -> float:
         choice = np.ones((1, len(order)), dtype=bool)
@@ -108,11 +119,15 @@ def _fewest(
         return float(session.divergence(choice, work)[0])
 
     low, high, reached = -1, len(order), 0.0  # with all kept float nothing moves
+    probe, step = expected, 2
     while high - low > 1:
-        middle = (low + high) // 2
-        found = kept(middle)
+        probe = min(max(probe, low + 1), high - 1)
+        found = kept(probe)
         if found <= limit:
-            high, reached = middle, found
+            high, reached = probe, found
         else:
-            low = middle
+            low = probe
+        bracketed = low >= 0 and high < len(order)
+        probe = (low + high) // 2 if bracketed else probe + (step if found > limit else -step)
+        step *= 2
     return high, reached

@@ -109,7 +109,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         name="cpu-int8",
-        summary="int8 times int8 for the CPU: static W8A8, and 8-bit blocks for embedding, head and what is sensitive",
+        summary="int8 times int8 for the CPU; 8-bit blocks for embedding, head and what is sensitive",
         passes=(
             *_FUSE,
             "calibrate",
