@@ -8,12 +8,15 @@ import onnx_ir as ir
 from onnxforge.compiler.activation_tally import ActivationTally, NotFinite
 from onnxforge.compiler.activations import multiplied, watched_rows
 from onnxforge.compiler.calibration_data import calibration_batches
+from onnxforge.compiler.calibration_use import CalibrationUse
 from onnxforge.compiler.clipping import METHODS
 from onnxforge.passes import notes
 from onnxforge.passes.activation_range import annotate
 from onnxforge.passes.base import GraphPass, PassRefused
 
 WHAT = "activation range"
+_FEWEST = 8
+"""Different tokens that ranges have to rest on, at least."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,13 @@ class Calibrate(GraphPass):
         """Annotate the values; see :mod:`onnxforge.passes.activation_range`.
 
         Raises:
-            PassRefused: a value is NaN or infinite on the calibration tokens.
+            PassRefused: the data holds hardly any different tokens, or a value is NaN or infinite on them.
         """
         watched = multiplied(model.graph)
         if not watched:
             return ir.passes.PassResult(model, modified=False)
         work = calibration_batches(model, self.samples, self.tokens, seed=self.seed, used_by=self.text())
+        self._refuse_monotony(work.use)
         tallies = [ActivationTally(self.method, self.percentile) for _ in watched]
         for rows in watched_rows(model, watched, work):
             for value, tally, seen in zip(watched, tallies, rows, strict=True):
@@ -81,3 +85,11 @@ class Calibrate(GraphPass):
             annotate(value, tally.result())
             notes.match(WHAT, value.name)
         return ir.passes.PassResult(model, modified=False)
+
+    def _refuse_monotony(self, use: CalibrationUse) -> None:
+        if use.distinct < min(_FEWEST, use.tokens):
+            raise PassRefused(
+                f"{self.text()}: {use.source} gives {use.tokens} tokens, and only {use.distinct} different "
+                "ones: the tokenizer knows none of its words, or it says one thing again and again. Ranges "
+                "of that would clip every other text. Name one that the model is for: `--calibration FILE`."
+            )

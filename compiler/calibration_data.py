@@ -56,6 +56,11 @@ class CalibrationWork:
     tokens: int
     seed: int
 
+    @property
+    def use(self) -> CalibrationUse:
+        """What this is, as the report keeps it; :func:`calibration_batches` has written it down."""
+        return self.data.uses[(self.samples, self.tokens, self.seed)]
+
     def __iter__(self) -> Iterator[CalibrationBatch]:
         """The batches, the same each time."""
         source, corpus = self.data.source, self.data.corpus
@@ -139,16 +144,20 @@ def calibration_batches(
 def _use(work: CalibrationWork) -> CalibrationUse:
     """Read the data once through and write down what it is."""
     digest, count, total = hashlib.sha256(), 0, 0
+    distinct: set[int] = set()
     for batch in work:
         for ids, mask in zip(batch.ids, batch.mask, strict=True):
             real = ids[mask.astype(bool)]
             digest.update(real.astype("<i8").tobytes())
             work.data.shingles.add(real)
+            distinct.update(real.tolist())
             count, total = count + 1, total + len(real)
     if not total:
         raise PassRefused(f"Calibration: {work.data.corpus.name} gives not a single token to run on.")
     asked = work.samples * work.tokens
-    return CalibrationUse(work.data.corpus.name, count, total, asked, digest.hexdigest(), work.seed, ())
+    return CalibrationUse(
+        work.data.corpus.name, count, total, asked, digest.hexdigest(), work.seed, (), len(distinct)
+    )
 
 
 def _each(rows: Iterator[np.ndarray] | np.ndarray) -> Iterator[CalibrationBatch]:

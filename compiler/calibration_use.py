@@ -18,6 +18,8 @@ class CalibrationUse:
     seed: int
     steps: tuple[str, ...]
     """The text form of each step that used it."""
+    distinct: int
+    """Different tokens among them."""
 
     @property
     def is_short(self) -> bool:

@@ -16,6 +16,8 @@ from onnxforge.passes.insert_qdq import InsertQdq
 from onnxforge.passes.kept_float import keep_float, release
 
 WHAT = "static W8A8"
+_SENTENCES = 8
+"""A sentence is short: as many make a sample of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class MixPrecision(GraphPass):
         with switch_session(both.model) as session:
             limit = self.max_kl if session.answer == "logits" else self.max_cosine_distance
             alone = session.divergence(
-                np.eye(len(sites), dtype=bool), _work(model, self.samples, self.tokens)
+                np.eye(len(sites), dtype=bool), self._work(model, self.samples, self.tokens)
             )
             order = [int(site) for site in np.argsort(-alone, kind="stable")]
-            check_on = _work(model, self.check_samples, self.check_tokens)
+            check_on = self._work(model, self.check_samples, self.check_tokens)
             rest = np.cumsum(alone[order][::-1])[
                 ::-1
             ]  # as if divergences added up: nearly so, and only a start
@@ -95,10 +97,10 @@ class MixPrecision(GraphPass):
     def _trial(self) -> InsertQdq:
         return InsertQdq(min_sqnr_db=0, skip=self.skip)
 
-
-def _work(model: ir.Model, samples: int, tokens: int) -> list[CalibrationBatch]:
-    decoder = any(value.name == "past_key_values.0.key" for value in model.graph.inputs)
-    return list(calibration_batches(model, samples if decoder else 8 * samples, tokens))
+    def _work(self, model: ir.Model, samples: int, tokens: int) -> list[CalibrationBatch]:
+        decoder = any(value.name == "past_key_values.0.key" for value in model.graph.inputs)
+        count = samples if decoder else _SENTENCES * samples
+        return list(calibration_batches(model, count, tokens, used_by=self.text()))
 
 
 def _fewest(

@@ -183,3 +183,10 @@ def test_the_texts_that_are_there_by_default_are_apart(decoder):
     attach(model, source)
     calibration_batches(model, 4, 64)
     assert calibration_notes(model, source, None) == ()
+
+
+def test_a_text_of_which_the_tokenizer_knows_nothing_is_refused(decoder):
+    model, source, _ = decoder
+    attach(model, source)  # the default text: to this tokenizer one unknown word after the other
+    with pytest.raises(PassRefused, match=r"only \d different ones.*--calibration FILE"):
+        Calibrate(samples=2, tokens=32)(model)

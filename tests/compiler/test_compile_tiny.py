@@ -76,7 +76,10 @@ def test_a_decoder_in_int8_stays_close(
     tmp_path: Path, folder: Callable[..., Path], artifact: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Logits of both artifacts on the same tokens, straight from ONNX Runtime."""
-    options = ("--set", "quantize-weights.min_elements=1", "--json")
+    words = np.random.default_rng(1).integers(2, 97, 6000)
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{word}" for word in words))
+    options = ("--set", "quantize-weights.min_elements=1", "--calibration", str(text), "--json")
     int8 = compiled(folder("llama"), tmp_path / "int8", "cpu-int8", *options)
     assert json.loads(capsys.readouterr().out)["task"] == "text-generation-with-past"
     paths = [artifact, int8]
