@@ -207,7 +207,7 @@ def _joined(graph: ir.Graph, pieces: list[tuple[ir.Value, tuple[int, ...]]]) -> 
     shape = (*rows, sum(len(columns) for _, columns in chosen))
     first = pieces[0][0].name or "weight"
     name = first.replace("q_proj", "qkv_proj") if "q_proj" in first else f"{first}_qkv"
-    packed = lazy_tensor(_concatenation(chosen), dtype=tensor.dtype, shape=shape)
+    packed = lazy_tensor(_concatenation(chosen), dtype=tensor.dtype, shape=shape, name=name)
     joined(chosen, packed)
     return add_initializer(graph, name, packed)
 

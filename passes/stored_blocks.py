@@ -12,6 +12,8 @@ from typing import Final, Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from onnxforge.passes import notes
+
 STORED_BLOCKS: Final = "stored_blocks"
 """Key of ``tensor.meta`` for the blocks of a tensor [N, K]."""
 STORED_BLOCKS_TURNED: Final = "stored_blocks_turned"
@@ -127,6 +129,15 @@ def joined(pieces: Sequence[tuple[ir.TensorProtocol, tuple[int, ...]]], result: 
     kept = tuple((blocks, columns) for blocks, columns in found if blocks is not None)
     if len(kept) == len(pieces) and all(_alike(blocks, kept[0][0]) for blocks, _ in kept[1:]):
         result.meta[STORED_BLOCKS_TURNED] = _Joined(kept)
+    elif kept:
+        forms = ", ".join("none" if blocks is None else _spelled(blocks) for blocks, _ in found)
+        reason = f"the weights that it joins differ in their blocks ({forms}), and none are kept"
+        notes.near_miss("joined blocks", result.name, reason)
+
+
+def _spelled(blocks: StoredBlocks) -> str:
+    bits, size, origin = blocks.form
+    return f"{bits} bits in {size} from the {origin}{'' if blocks.order is None else ', reordered'}"
 
 
 def _alike(one: StoredBlocks, other: StoredBlocks) -> bool:

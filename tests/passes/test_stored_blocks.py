@@ -11,7 +11,7 @@ from small_graphs import apply, declined, graph, ops, random, run
 
 from onnxforge.models import stored_blocks as promised
 from onnxforge.models.gguf_codes import coded
-from onnxforge.passes import stored_blocks
+from onnxforge.passes import notes, stored_blocks
 from onnxforge.passes.canonicalize import Canonicalize
 from onnxforge.passes.pack_qkv import PackQkv
 from onnxforge.passes.quantize_weights import QuantizeWeights
@@ -170,7 +170,12 @@ def test_packed_query_key_and_value_keep_their_blocks(type_name):
 
 
 def test_blocks_of_two_forms_are_not_joined_but_rounded_anew():
-    model, _ = packed_qkv(("Q4_1", "Q4_1", "Q8_0"))
+    with notes.listen() as said:
+        model, _ = packed_qkv(("Q4_1", "Q4_1", "Q8_0"))
+    (reason,) = [note.reason for note in said if note.what == "joined blocks"]
+    assert (
+        "4 bits in 32 from the minimum, 4 bits in 32 from the minimum, 8 bits in 32 from the middle" in reason
+    )
     (product,) = [node for node in model.graph if node.op_type == "MatMulNBits"]
     assert product.attributes["bits"].as_int() == KEEP.bits
     assert product.attributes["block_size"].as_int() == KEEP.block_size
