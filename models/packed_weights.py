@@ -93,12 +93,10 @@ def _matrix(module: str, parts: Parts, packed: PackedFormat, problems: list[str]
         for role, tensor in parts.items()
         if tensor.dtype not in _DTYPES[role]
     ]
-    needed = ["codes", "scales", *(["shape"] if packed.layout is Layout.PACKED else [])]
-    if packed.layout is not Layout.PACKED:
-        needed.append("zeros")
-    absent = [f"no {names[role]}" for role in needed if role not in parts]
+    needed = ("codes", "scales", "shape" if packed.layout is Layout.PACKED else "zeros")
+    absent = [f"there is no {names[role]}" for role in needed if role not in parts]
     if wrong or absent:
-        problems.append(f"{module} has {', '.join(absent)}" if absent else f"{module}: {', '.join(wrong)}")
+        problems.append(f"{module}: {', '.join(absent + wrong)}")
         return None
     for grid in packed.grids:
         size = _size(parts, packed.layout, grid)
