@@ -1,11 +1,18 @@
 """The artifact's own README: what it is and how to load it. Nothing in it changes between two compiles."""
 
+from collections.abc import Mapping
+
 from onnxforge.compiler.graph_facts import GraphFacts
-from onnxforge.compiler.targets import CPU, Target
+from onnxforge.compiler.provider_options import provider_options
+from onnxforge.compiler.targets import CPU, CUDA, TENSORRT, Target
 from onnxforge.models.source import Source
 
 _HERE = "path/to/this/folder"
 
+_PACKAGES = {
+    CUDA: '"onnxruntime-gpu[cuda,cudnn]"',
+    TENSORRT: '"onnxruntime-gpu[cuda,cudnn]" tensorrt-cu13==10.16.1.11',  # the wheel links libnvinfer.so.10
+}
 _DECODER = """\
 ## Load it
 
@@ -81,7 +88,7 @@ const extract = await pipeline("feature-extraction", "{here}", {{ dtype: "fp32" 
 """
 
 
-def readme(source: Source, facts: GraphFacts, target: Target, task: str) -> str:
+def readme(source: Source, facts: GraphFacts, target: Target, task: str, context_length: int) -> str:
     """Markdown for the artifact's root."""
     name = str(source.config.get("model_type", "model"))
     body = (_DECODER if facts.layers else _ENCODER).format(
@@ -102,6 +109,7 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str) -> str:
         "| `report/` | what was measured against the source |\n\n"
         "`onnxforge verify` checks every byte of this folder; `onnxforge inspect` shows the graph.\n\n"
         + _where(target.provider)
+        + _options(provider_options(target.provider, facts, context_length), target.provider)
         + body
     )
 
@@ -110,9 +118,25 @@ def _where(provider: str) -> str:
     """For a provider that the compiling machine may not have had; the same words wherever it was compiled."""
     if provider == CPU:
         return ""
+    package = _PACKAGES.get(provider, f"an ONNX Runtime with {provider}")
     return (
-        f'## Where it runs\n\nOn `{provider}` (`pip install "onnxruntime-gpu[cuda,cudnn]"`; it excludes '
+        f"## Where it runs\n\nOn `{provider}` (`pip install {package}`; it excludes "
         f"onnxruntime). **Not verified on {provider}**, unless `summary.verified_on` in `artifact.json` "
         "names it: then the numbers in `report/` were measured there. Otherwise the report says what was "
         "proven instead.\n\n"
+    )
+
+
+def _options(options: Mapping[str, str], provider: str) -> str:
+    """What to hand a plain ONNX Runtime session; our runtime reads the same from ``artifact.json``."""
+    if not options:
+        return ""
+    lines = "".join(f'    "{key}": "{value}",\n' for key, value in options.items())
+    return (
+        "The graph says every type itself: leave `trt_fp16_enable` and `trt_int8_enable` off. An engine "
+        "for all shapes between `min` and `max` is built on the first run, which takes minutes, and kept; "
+        "shapes outside are an error. Our runtime keeps it under `~/.cache/onnxforge/tensorrt`; elsewhere "
+        "set `trt_engine_cache_path`.\n\n```python\n"
+        f"options = {{\n{lines}}}\n"
+        f'providers = [("{provider}", options), "{CUDA}", "{CPU}"]\n```\n\n'
     )

@@ -7,9 +7,9 @@ import onnx_ir as ir
 
 from onnxforge.compiler import pipeline, publish
 from onnxforge.compiler.calibration_data import attach
-from onnxforge.compiler.expectations import check_expectations
+from onnxforge.compiler.expectations import check_expectations, check_kind
 from onnxforge.compiler.failpoints import failpoint
-from onnxforge.compiler.graph_facts import graph_facts
+from onnxforge.compiler.graph_facts import graph_facts, graph_kind
 from onnxforge.compiler.manifest import manifest_for
 from onnxforge.compiler.observe import Ledger, PassRecord, graph_stats, run_passes
 from onnxforge.compiler.progress import Progress, Silent, describe
@@ -44,6 +44,7 @@ def build(
 ) -> Built:
     """Run ``target``'s passes on a copy of ``exported`` and write an unproven artifact into ``folder``."""
     watch = progress or Silent()
+    check_kind(target, graph_kind(exported))
     model = exported.clone()
     attach(model, source, target.calibration)
     before = graph_stats(model).weight_bytes

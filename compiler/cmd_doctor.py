@@ -33,8 +33,10 @@ def examine() -> dict[str, dict[str, str]]:
     import psutil
 
     from onnxforge.compiler.manifest import tool_versions
+    from onnxforge.compiler.provider_here import starts
 
     model, flags = _cpu()
+    installed = onnxruntime.get_available_providers()
     memory, here = psutil.virtual_memory(), Path.cwd()
     return {
         "versions": dict(tool_versions()),
@@ -47,7 +49,8 @@ def examine() -> dict[str, dict[str, str]]:
             "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available",
         },
         "onnxruntime": {
-            "providers": " ".join(onnxruntime.get_available_providers()),
+            "providers": " ".join(installed),
+            "that start": " ".join(name for name in installed if starts(name)) or "none",
             "device": onnxruntime.get_device(),
         },
         "disk": {

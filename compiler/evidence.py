@@ -19,7 +19,7 @@ from onnxforge.compiler.proof_layers import LayerError
 from onnxforge.compiler.quantizer_report import QuantizerReport
 from onnxforge.compiler.roofline import Machine, Roofline
 from onnxforge.compiler.speed_types import SpeedReport
-from onnxforge.compiler.structure import StructureCheck
+from onnxforge.compiler.structure_check import StructureCheck
 from onnxforge.compiler.traffic import Traffic
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"

@@ -2,11 +2,21 @@
 
 from collections import Counter
 
-from onnxforge.compiler.errors import ExpectationMissed
+from onnxforge.compiler.errors import ExpectationMissed, RequestRefused
 from onnxforge.compiler.observe import Ledger
 from onnxforge.compiler.targets import Target
 
 _SHOWN = 3
+
+
+def check_kind(target: Target, kind: str) -> None:
+    """Refuse a kind of model that ``target`` does not serve, before any pass runs.
+
+    Raises:
+        RequestRefused: with the reason, and what serves it.
+    """
+    if reason := target.refuses.get(kind):
+        raise RequestRefused(f"Target `{target.name}` does not compile a {kind}: {reason}.")
 
 
 def check_expectations(target: Target, kind: str, ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxforge.compiler.proof_session import GraphSession
-from onnxforge.compiler.structure import StructureCheck
+from onnxforge.compiler.structure_check import StructureCheck
 from onnxforge.compiler.watched_values import watched_values
 
 _LARGEST = float(np.finfo(np.float16).max)

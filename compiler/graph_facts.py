@@ -32,6 +32,11 @@ class GraphFacts:
         return "decoder" if self.layers else "encoder"
 
 
+def graph_kind(model: ir.Model) -> str:
+    """``decoder`` when the graph carries a cache, else ``encoder``; of any graph, compiled or not."""
+    return "decoder" if any(_PAST.fullmatch(value.name or "") for value in model.graph.inputs) else "encoder"
+
+
 def graph_facts(model: ir.Model) -> GraphFacts:
     """Read the contract off the inputs and the attention operators of ``model``."""
     caches = [v for v in model.graph.inputs if _PAST.fullmatch(v.name or "")]

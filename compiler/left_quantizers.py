@@ -89,7 +89,7 @@ def left_quantizers(
 ) -> tuple[LeftQuantizer, ...]:
     """Every quantizer of a graph's ``nodes`` that stands beside a float operator, in graph order."""
     nodes = tuple(nodes)
-    work = {node: _work(node) for node in nodes}
+    work = {node: multiplications(node) for node in nodes}
     total = sum(work.values()) or 1
     found = []
     for node in nodes:
@@ -147,7 +147,7 @@ def _restorer(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == DEQUANTIZE else None
 
 
-def _work(node: ir.Node) -> int:
+def multiplications(node: ir.Node) -> int:
     """Multiplications by a weight for one row of input."""
     if node.op_type == "MatMulNBits":
         return node.attributes["K"].as_int() * node.attributes["N"].as_int()

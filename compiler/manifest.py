@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from onnxforge.compiler.graph_facts import GraphFacts
+from onnxforge.compiler.provider_options import provider_options
 from onnxforge.compiler.save import GRAPH
 from onnxforge.compiler.targets import Target
 from onnxforge.models.source import Source
@@ -54,6 +55,7 @@ def manifest_for(
         graph=GRAPH,
         provider=target.provider,
         session=target.session,
+        provider_options=provider_options(target.provider, facts, context_length),
         context_length=context_length,
         shared_cache=facts.shared_cache,
         cache_dtype=facts.cache_dtype,

@@ -15,7 +15,7 @@ from onnxforge.compiler.eval_text import EvaluationError
 from onnxforge.compiler.graph_feeds import whole_sequence_feeds
 from onnxforge.runtimes.artifact import read_manifest
 from onnxforge.runtimes.decoder_graph import DecoderGraph, read_graph
-from onnxforge.runtimes.session import device_of, open_session, provider_name
+from onnxforge.runtimes.session import device_of, open_session, options_for, provider_name
 from onnxforge.runtimes.strict_json import read_optional_json
 
 
@@ -37,7 +37,8 @@ class GraphSession:
         self.manifest = read_manifest(folder)
         path = folder / self.manifest.graph
         self.provider = provider_name(provider or self.manifest.provider)
-        self._session = open_session(path, self.provider, self.manifest.session, threads())
+        own = options_for(self.provider, self.manifest)
+        self._session = open_session(path, self.provider, self.manifest.session, threads(), own)
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 

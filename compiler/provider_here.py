@@ -10,12 +10,12 @@ from onnxforge.compiler.targets import CPU
 
 def stand_in(provider: str) -> str:
     """``provider`` where it works here, else the CPU's: who calls says so to the reader of the result."""
-    return provider if provider == CPU or _starts(provider) else CPU
+    return provider if provider == CPU or starts(provider) else CPU
 
 
 @cache
-def _starts(provider: str) -> bool:
-    """An installed provider may still lack its libraries or its device: only a session tells."""
+def starts(provider: str) -> bool:
+    """Whether it works: an installed provider may still lack its libraries or its device."""
     if provider not in ort.get_available_providers():
         return False
     numbers = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]

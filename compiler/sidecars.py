@@ -42,7 +42,7 @@ def sidecars(
         files["genai_config.json"] = _json(
             genai_config(source.config, generation, facts, target, context_length)
         )
-    files["README.md"] = readme(source, facts, target, task).encode()
+    files["README.md"] = readme(source, facts, target, task, context_length).encode()
     return files
 
 

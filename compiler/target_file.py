@@ -24,7 +24,10 @@ from onnxforge.compiler.targets import TARGETS, Bound, BudgetLine, Expectation, 
 
 Plain: TypeAlias = "str | int | float | bool | Sequence[Plain] | Mapping[str, Plain] | None"
 
-_KEYS = ("name", "summary", "extends", "passes", "expects", "provider", "session", "budget", "calibration")
+_KEYS = (
+    "name", "summary", "extends", "passes", "expects", "provider", "session", "budget", "calibration",
+    "refuses",
+)  # fmt: skip
 _KINDS = ("decoder", "encoder")
 
 
@@ -68,6 +71,7 @@ def to_mapping(target: Target) -> dict[str, Plain]:
         "session": dict(target.session),
         "budget": [line.text() for line in target.budget],
         "calibration": target.calibration,
+        "refuses": dict(target.refuses),
     }
 
 
@@ -128,6 +132,18 @@ def _session(value: Plain, key: str, where: str) -> dict[str, str]:
     return {name: _text(entry, f"{key}.{name}", where) for name, entry in _table(value, key, where).items()}
 
 
+def _refuses(value: Plain, key: str, where: str) -> dict[str, str]:
+    found = _session(value, key, where)
+    for kind in found:
+        _must_be_kind(kind, key, where)
+    return found
+
+
+def _must_be_kind(kind: str, key: str, where: str) -> None:
+    if kind not in _KINDS:
+        raise RequestRefused(f"{where}: `{key}.{kind}` is about no kind of model; write decoder or encoder.")
+
+
 def _budget(value: Plain, key: str, where: str) -> tuple[BudgetLine, ...]:
     return tuple(budget_line(line, where) for line in _texts(value, key, where))
 
@@ -139,10 +155,7 @@ def _calibration(value: Plain, key: str, where: str) -> str | None:
 def _expects(value: Plain, key: str, where: str) -> dict[str, tuple[Expectation, ...]]:
     expects = {}
     for kind, texts in _table(value, key, where).items():
-        if kind not in _KINDS:
-            raise RequestRefused(
-                f"{where}: `{key}.{kind}` is about no kind of model; write decoder or encoder."
-            )
+        _must_be_kind(kind, key, where)
         expects[kind] = tuple(_expectation(text, where) for text in _texts(texts, f"{key}.{kind}", where))
     return expects
 
@@ -163,4 +176,5 @@ _READERS = {
     "session": _session,
     "budget": _budget,
     "calibration": _calibration,
+    "refuses": _refuses,
 }

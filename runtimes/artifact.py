@@ -10,8 +10,8 @@ from onnxforge.runtimes.strict_json import read_json
 
 MANIFEST = "artifact.json"
 FORMAT = 1
-_MAY_BE_ABSENT = {"cache_dtype"}
-"""Written since the cache can be other than float; an artifact without it is read as before."""
+_MAY_BE_ABSENT = {"cache_dtype", "provider_options"}
+"""Later additions; an artifact without them is read as before."""
 DECODER_TASK = "text-generation-with-past"
 
 
@@ -54,6 +54,8 @@ class Manifest:
     """Headline numbers of the report."""
     cache_dtype: str = "float32"
     """Element type of past and present: ``float32``, ``float16`` or ``int8``."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """Options of the execution provider, as ONNX Runtime spells them; for the provider named above only."""
     format: int = FORMAT
 
 
@@ -111,6 +113,7 @@ def _parse(path: Path, raw: dict[str, object]) -> Manifest:
         versions=reader.text_map("versions"),
         summary=reader.scalars("summary"),
         cache_dtype=reader.text("cache_dtype") if "cache_dtype" in raw else "float32",
+        provider_options=reader.text_map("provider_options") if "provider_options" in raw else {},
     )
     paths = [record.path for record in manifest.files]
     if manifest.graph not in paths:

@@ -11,7 +11,7 @@ from onnxforge.runtimes.encoder import Encoder
 from onnxforge.runtimes.encoder_settings import read_encoder_settings
 from onnxforge.runtimes.errors import RequestError
 from onnxforge.runtimes.generation_options import options_from_config
-from onnxforge.runtimes.session import device_of, open_session, provider_name
+from onnxforge.runtimes.session import device_of, open_session, options_for, provider_name
 from onnxforge.runtimes.strict_json import read_optional_json
 from onnxforge.runtimes.text_tokenizer import TextTokenizer
 from onnxforge.runtimes.verify import verify_files
@@ -38,7 +38,9 @@ def load(
     if verify != "off":
         verify_files(folder, full=verify == "full")
     name = provider_name(provider or manifest.provider)
-    session = open_session(folder / manifest.graph, name, manifest.session, threads)
+    session = open_session(
+        folder / manifest.graph, name, manifest.session, threads, options_for(name, manifest)
+    )
     config = read_optional_json(folder / "config.json")
     if manifest.task != DECODER_TASK:
         settings = read_encoder_settings(folder, manifest, config)

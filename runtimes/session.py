@@ -1,11 +1,12 @@
 """One ONNX Runtime session for an artifact, on the provider its manifest names."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime
 
+from onnxforge.runtimes.artifact import Manifest
 from onnxforge.runtimes.errors import ArtifactError, RequestError
 
 _SHORT_NAMES = {
@@ -17,6 +18,10 @@ _PACKAGES = {
     "CUDAExecutionProvider": "onnxruntime-gpu",
     "TensorrtExecutionProvider": "onnxruntime-gpu, and TensorRT",
 }
+_CPU = ("CPUExecutionProvider",)
+_NEXT = {"CPUExecutionProvider": (), "TensorrtExecutionProvider": ("CUDAExecutionProvider", *_CPU)}
+"""By provider, who takes what it has no kernel for; the CPU's provider for all others."""
+_CACHES = ("trt_engine_cache", "trt_timing_cache")
 _ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
@@ -30,12 +35,34 @@ def device_of(provider: str) -> str:
     return "cuda" if provider in _ON_CUDA else "cpu"
 
 
+def options_for(provider: str, manifest: Manifest) -> Mapping[str, str]:
+    """The provider options that `manifest` gives, where `provider` is the one it gives them for.
+
+    TensorRT's engines take minutes to build: they are kept in the user's cache folder, unless the manifest
+    says where else.
+    """
+    if provider != manifest.provider or not manifest.provider_options:
+        return {}
+    caches = {f"{key}_path" for key in _CACHES if manifest.provider_options.get(f"{key}_enable") == "1"}
+    return {**dict.fromkeys(sorted(caches), str(_cache_folder())), **manifest.provider_options}
+
+
+def provider_chain(provider: str, available: Sequence[str]) -> list[str]:
+    """`provider`, and those of the installed ones that take the operators it has no kernel for, in order."""
+    return [provider, *(name for name in _NEXT.get(provider, _CPU) if name in available)]
+
+
 def open_session(
-    graph: Path, provider: str, entries: Mapping[str, str], threads: int | None
+    graph: Path,
+    provider: str,
+    entries: Mapping[str, str],
+    threads: int | None,
+    options: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a graph.
 
-    `entries` are session config entries; `threads` is the number of intra-op threads, None for one per core.
+    `entries` are session config entries; `threads` is the number of intra-op threads, None for one per core;
+    `options` are those of the provider.
     Raises RequestError when this installation lacks the provider, ArtifactError when the graph does not load.
     """
     if threads is not None:
@@ -47,15 +74,16 @@ def open_session(
             f"{graph}: needs {provider}, and this ONNX Runtime offers {', '.join(available)}. "
             f"Install {package}, or pass provider='cpu' if the artifact was compiled for it."
         )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
     if threads is not None:
-        options.intra_op_num_threads = threads
+        settings.intra_op_num_threads = threads
     for key, value in sorted(entries.items()):
-        options.add_session_config_entry(key, value)
-    wanted = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+        settings.add_session_config_entry(key, value)
+    chain = provider_chain(provider, available)
+    own = [dict(options or {}), *({} for _ in chain[1:])]
     try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=wanted)
+        session = onnxruntime.InferenceSession(str(graph), settings, providers=chain, provider_options=own)
     except Exception as error:
         raise ArtifactError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
     if session.get_providers()[0] != provider:
@@ -64,6 +92,12 @@ def open_session(
             f"ONNX Runtime fell back to {session.get_providers()[0]}. Repair the installation."
         )
     return session
+
+
+def _cache_folder() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxforge" / "tensorrt"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
 
 
 def _check_threads(threads: object) -> None:

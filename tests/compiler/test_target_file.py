@@ -71,6 +71,13 @@ def test_calibration_data_beside_the_file_is_found(tmp_path: Path):
         assert target_from(to_mapping(target), "here") == target
 
 
+def test_a_target_may_refuse_a_kind_of_model():
+    raw = to_mapping(find_target("trt-int8")) | {"refuses": {"encoder": "no reason"}}
+    assert target_from(raw, "here").refuses == {"encoder": "no reason"}
+    with pytest.raises(RequestRefused, match=r"`refuses\.painter` is about no kind of model"):
+        target_from(raw | {"refuses": {"painter": "no"}}, "here")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

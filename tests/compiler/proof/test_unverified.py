@@ -15,7 +15,7 @@ from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.compiler.proof_types import ProofOptions
 from onnxforge.compiler.provider_here import stand_in
 from onnxforge.compiler.save import save_model
-from onnxforge.compiler.structure import StructureCheck
+from onnxforge.compiler.structure_check import StructureCheck
 from onnxforge.compiler.targets import CPU, CUDA, Bound, BudgetLine
 from onnxforge.models.source import Source, SourceKind
 from onnxforge.passes.convert_float16 import ConvertFloat16
