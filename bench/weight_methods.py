@@ -1,9 +1,10 @@
 """What each way of rounding weights costs: perplexity, KL, top-1 and bytes, method by bits by block.
 
-    python bench/weight_methods.py [--windows 4] [--text some.txt] [--only REGEX]
+    python bench/weight_methods.py [--windows 8] [--text some.txt] [--only REGEX]
 
-Every row is the `cpu-fp32` pipeline with other `quantize-weights` steps, held against `cpu-fp32` itself over
-two texts: the held-out half of Python's help topics, and docstrings of its standard library (or `--text`).
+Every row is the `cpu-fp32` pipeline with other steps at its end, held against `cpu-fp32` itself over two
+texts: the held-out half of Python's help topics, and docstrings of its standard library (or `--text`). The
+default calibration text is run once, by `correlate-inputs`, for all rows that search-scales or gptq are in.
 The weights of the demo decoder were rounded to 4 bits once already, asymmetric and in blocks of 32. Rows of
 that very form prove nothing about a method; they are left out.
 """
@@ -12,6 +13,7 @@ import argparse
 import importlib
 import inspect
 import re
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +23,9 @@ import numpy as np
 import onnx_ir as ir
 from record import record
 
+from onnxforge.compiler import pipeline
 from onnxforge.compiler.build import build
+from onnxforge.compiler.calibration_data import attach
 from onnxforge.compiler.eval_text import EvaluationText, Window, cut, evaluation_text, sentences
 from onnxforge.compiler.parity import batches, compare_encoders
 from onnxforge.compiler.perplexity import compare
@@ -42,19 +46,40 @@ DOCUMENTED = (
     "logging",
     "subprocess",
 )
-FORMS = (
-    "bits=4,block_size=32",
-    "bits=4,block_size=64",
-    "bits=4,block_size=64,symmetric=false",
-    "bits=8,block_size=64",
-)
-PURE = [f"quantize-weights{{{form},method={method}}}" for form in FORMS for method in ("rtn", "mse", "hqq")]
-MIXED = [
-    f"quantize-weights{{bits=4,block_size={block},method={method},skip=embed_tokens}} "
-    "quantize-weights{bits=8,block_size=64,method=mse}"
-    for block, method in ((32, "mse"), (32, "hqq"), (64, "mse"))
+MEASURE = "correlate-inputs{samples=32}"
+HEAD = "quantize-weights{bits=8,block_size=64}"
+
+
+def body(form: str, method: str) -> str:
+    """The layers in 4 bits, the tied embedding and head in 8."""
+    return f"quantize-weights{{bits=4,{form},method={method},skip=embed_tokens}} {HEAD}"
+
+
+def awq(form: str, method: str) -> str:
+    """:func:`body` behind searched scales."""
+    return f"search-scales{{{form}}} {body(form, method)}"
+
+
+B32, B64, A64 = "block_size=32", "block_size=64", "block_size=64,symmetric=false"
+STEPS = [
+    *(body(B64, method) for method in ("rtn", "mse", "hqq", "gptq")),
+    *(awq(B64, method) for method in ("rtn", "gptq")),
+    *(body(A64, method) for method in ("rtn", "gptq")),
+    awq(A64, "gptq"),
+    *(body(B32, method) for method in ("rtn", "gptq")),
+    awq(B32, "gptq"),
+    *(f"quantize-weights{{bits=4,{B64},method={method}}}" for method in ("rtn", "gptq")),
 ]
-STEPS = [*MIXED, *PURE, "quantize-weights{bits=4,block_size=32,method=mse,accuracy_level=0}"]
+ENCODER = [
+    *(
+        f"quantize-weights{{bits=4,{form},method={method}}}"
+        for form in (B32, B64)
+        for method in ("rtn", "mse", "hqq", "gptq")
+    ),
+    f"search-scales{{{B32}}} quantize-weights{{bits=4,{B32},method=rtn}}",
+    f"search-scales{{{B32}}} quantize-weights{{bits=4,{B32},method=gptq}}",
+    f"quantize-weights{{bits=8,{B64}}}",
+]
 
 
 class Remembered:
@@ -91,22 +116,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """A source, its exported graph, and the folder in which variants are built."""
+    """A source, its fused and measured graph, and the folder in which variants are built."""
 
     source: Source
-    exported: ir.Model
+    fused: ir.Model
     folder: Path
 
     def session(self, steps: str, name: str) -> tuple[GraphSession, int, float]:
         """A session over the artifact with these steps, the bytes of graph and weights, seconds to build."""
-        *before, last = FP32.passes
-        target = replace(FP32, passes=(*before, *steps.split(), last), expects={})
+        target = replace(FP32, passes=(*steps.split(), FP32.passes[-1]), expects={})
         start = time.perf_counter()
         into = self.folder / name
         into.mkdir()
-        build(self.source, self.exported, target, task_for(self.source), into, name=name)
+        build(self.source, self.fused, target, task_for(self.source), into, name=name)
         seconds = time.perf_counter() - start
         return GraphSession(into), sum(path.stat().st_size for path in (into / "onnx").iterdir()), seconds
+
+
+def prepared(ref: str, folder: Path) -> Bench:
+    """The model behind the fusing passes, its inputs measured."""
+    source = open_model(ref)
+    model = export_model(source)
+    attach(model, source)
+    for step in pipeline.parse((*FP32.passes[:-1], MEASURE)):
+        step(model)
+    return Bench(source, model, folder)
 
 
 def main() -> int:
@@ -115,7 +149,7 @@ def main() -> int:
     )
     parser.add_argument("--decoder", default="smollm2-135m")
     parser.add_argument("--encoder", default="minilm-l6")
-    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--only", default="", help="a regular expression that the steps must match")
     parser.add_argument("--name", default="weight_methods")
@@ -153,14 +187,14 @@ def decoders(asked: argparse.Namespace, texts: list[EvaluationText]) -> tuple[in
     """The size of fp32, one row for each of STEPS, and how they were scored."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temp:
-        source = open_model(asked.decoder)
-        bench = Bench(source, export_model(source), Path(temp))
+        bench = prepared(asked.decoder, Path(temp))
         session, size, _ = bench.session("", "fp32")
         reference = Remembered(session, Path(temp))
         cuts = [cut(text, session.tokenizer(), window=512, limit=asked.windows) for text in texts]
         for number, steps in enumerate(step for step in STEPS if re.search(asked.only, step)):
             rows.append(scored(bench, steps, str(number), reference, [windows for windows, _ in cuts]))
             print(shown(rows[-1], size), flush=True)
+            shutil.rmtree(Path(temp) / str(number))
     return size, rows, [protocol.sentence() for _, protocol in cuts]
 
 
@@ -180,14 +214,13 @@ def scored(bench: Bench, steps: str, name: str, reference: Remembered, texts: li
 
 
 def encoders(asked: argparse.Namespace) -> tuple[int, list[tuple[str, int, float, float]]]:
-    """The size of fp32; for each of PURE its bytes and the mean and least cosine to fp32."""
+    """The size of fp32; for each of ENCODER its bytes and the mean and least cosine to fp32."""
     found = []
     with tempfile.TemporaryDirectory() as temp:
-        source = open_model(asked.encoder)
-        bench = Bench(source, export_model(source), Path(temp))
+        bench = prepared(asked.encoder, Path(temp))
         reference, size, _ = bench.session("", "fp32")
         work = batches(sentences(200), reference.tokenizer(), 128)
-        for number, steps in enumerate(step for step in PURE if re.search(asked.only, step)):
+        for number, steps in enumerate(step for step in ENCODER if re.search(asked.only, step)):
             candidate, count, _ = bench.session(steps, str(number))
             parity = compare_encoders(reference, candidate, work)
             found.append((steps, count, parity.mean_cosine, parity.min_cosine))

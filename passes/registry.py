@@ -15,6 +15,7 @@ NAMES: tuple[str, ...] = (
     "decompose-attention",
     "fold-scales",
     "scale-inputs",
+    "search-scales",
     "insert-qdq",
     "quantize-weights",
     "separate-bias",
