@@ -80,7 +80,7 @@ def test_one_scale_for_a_whole_weight_is_as_good():
         ({"activations": "none"}, {PRODUCTS}, "0 of 1, 0.0% of the multiplications, not MatMul"),
         ({"half": False}, {HALF}, "float (5x)"),
     ],
-    ids=str,
+    ids=lambda item: str(item) if isinstance(item, dict) else "",
 )
 def test_each_departure_breaks_its_rule(options, rules, found):
     seen = broken(quantized(**options))
