@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, TextIO
@@ -91,6 +92,9 @@ def describe(record: PassRecord) -> str:
         parts.append(f"{len(record.matches)} matches")
     if record.near_misses:
         parts.append(f"{len(record.near_misses)} near-misses")
+    if record.measures:
+        outcomes = Counter(note.reason for note in record.measures)
+        parts.extend(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     if record.before.nodes != record.after.nodes:
         parts.append(f"{record.before.nodes} -> {record.after.nodes} nodes")
     if record.before.weight_bytes != record.after.weight_bytes:
