@@ -6,8 +6,8 @@ from onnxforge.compiler.calibration_source import SELF, open_corpus
 from onnxforge.compiler.calibration_tokens import RecordTokens
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.targets import Target
-from onnxforge.models.source import Source
-from onnxforge.models.tasks import Task, task_for
+from onnxforge.models.source import Source, SourceKind
+from onnxforge.models.tasks import AUTO, Task, parse_task, task_for
 
 
 def check_calibration(target: Target, source: Source, task: str | None) -> None:
@@ -26,7 +26,7 @@ def check_calibration(target: Target, source: Source, task: str | None) -> None:
             f"Calibration data is named ({target.calibration}), and no step of target `{target.name}` looks "
             f"at any: these do: {', '.join(calibrated)}. Leave --calibration out, or add one of them."
         )
-    if target.calibration == SELF and (task or task_for(source)) != Task.TEXT_GENERATION:
+    if target.calibration == SELF and not _writes_text(source, task):
         raise RequestRefused(
             f"--calibration {SELF} needs a model that writes text, and {source.ref} does not: name a file or "
             "a data set, or leave the option out."
@@ -41,3 +41,11 @@ def check_calibration(target: Target, source: Source, task: str | None) -> None:
                 f"{corpus.name} holds no record with anything in it: calibration has nothing."
             )
         RecordTokens(source, whole=False).of(first, longest=16)
+
+
+def _writes_text(source: Source, task: str | None) -> bool:
+    """As far as files tell: what a finished graph is for shows in the graph, when `calibrate` runs."""
+    if source.kind is SourceKind.ONNX:
+        return True
+    wanted = task_for(source) if task is None or task == AUTO else parse_task(task)
+    return wanted == Task.TEXT_GENERATION

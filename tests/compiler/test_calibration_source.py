@@ -91,7 +91,10 @@ def test_what_serves_passes(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"input_ids": [1, 2]}), encoding="utf-8")
     for named in (None, "self", str(path)):
-        check_calibration(replace(CALIBRATED, calibration=named), DECODER, None)
+        for task in (None, "auto", "text-generation", "text-generation-with-past"):
+            check_calibration(replace(CALIBRATED, calibration=named), DECODER, task)
+    graph = Source("a.onnx", SourceKind.ONNX, {})  # whose kind shows when `calibrate` runs
+    check_calibration(replace(CALIBRATED, calibration="self"), graph, None)
 
 
 def test_an_encoder_cannot_write_its_own_text():
