@@ -33,7 +33,7 @@ class CorrelateInputs(GraphPass):
     ends.
 
     Every round sees the float graph. Rounds of three layers that saw the earlier layers quantized, as the
-    paper's do, are compared in the decision record.
+    paper's do, gained nothing (docs/decisions/0013).
     """
 
     summary: ClassVar[str] = "second moments of what matrices multiply, on calibration text (for gptq, awq)"

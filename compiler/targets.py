@@ -143,10 +143,12 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         name="cpu-int4",
-        summary="int4 weights in blocks of 32 and int8 kernels for the CPU; embedding and head in 8 bits",
+        summary="int4 weights by GPTQ in blocks of 64, int8 kernels; embedding and head in 8 bits",
         passes=(
             *_FUSE,
-            "quantize-weights{bits=4,block_size=32,keep_blocks=true,skip=embed|wte|lm_head}",
+            "correlate-inputs{keep_bits=4,skip=embed|wte|lm_head}",
+            "quantize-weights{bits=4,block_size=64,symmetric=false,method=gptq,keep_blocks=true,"
+            "skip=embed|wte|lm_head}",
             "quantize-weights{bits=8,block_size=64}",
             "cleanup",
         ),
@@ -156,10 +158,10 @@ TARGETS: tuple[Target, ...] = (
         },
         session=_CPU_SESSION,
         budget=(
-            # SmolLM2-135M: 1.01 with the 4-bit blocks that its source stores, 1.27 when rounded to others.
-            # MiniLM-L6: 0.942 for the worst of 64 sentences.
-            BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.3),
-            BudgetLine("cosine", Bound.AT_LEAST, 0.93),
+            # SmolLM2-135M: 1.01 with the 4-bit blocks that its source stores, 1.09 and 1.10 on two texts when
+            # rounded to others. MiniLM-L6: 0.979 for the worst of 64 sentences.
+            BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.15),
+            BudgetLine("cosine", Bound.AT_LEAST, 0.96),
         ),
     ),
     Target(
