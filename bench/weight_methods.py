@@ -28,7 +28,7 @@ from onnxforge.compiler.build import build
 from onnxforge.compiler.calibration_data import attach
 from onnxforge.compiler.eval_text import EvaluationText, Window, cut, evaluation_text, sentences
 from onnxforge.compiler.parity import batches, compare_encoders
-from onnxforge.compiler.perplexity import compare
+from onnxforge.compiler.perplexity import Scorer, compare
 from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.compiler.targets import TARGETS
 from onnxforge.models import export_model, open_model
@@ -85,7 +85,7 @@ ENCODER = [
 class Remembered:
     """A reference that answers from disk what it was asked before."""
 
-    def __init__(self, session: GraphSession, folder: Path) -> None:
+    def __init__(self, session: Scorer, folder: Path) -> None:
         self.session = session
         self._folder = folder
         self._files: dict[bytes, Path] = {}

@@ -16,8 +16,9 @@ _KERNELS: Mapping[str, str] = {
 }
 """Providers whose attention takes an int8 cache, and the kernel that does."""
 _BUDGET: Mapping[str, BudgetLine] = {
-    # A token's place in the grid may move by one when a run of one and a run of many round differently.
-    "decoding_max_relative": BudgetLine("decoding_max_relative", Bound.AT_MOST, 0.2),
+    # A cached number may land one step off when a run of one and a run of many round differently. Measured on
+    # SmolLM2-135M: 0; a step that reads its cache wrongly is off by far more.
+    "decoding_max_relative": BudgetLine("decoding_max_relative", Bound.AT_MOST, 0.05),
     "perplexity_ratio": BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.01),
 }
 

@@ -3,9 +3,9 @@
 from onnxforge.runtimes.decoder_graph import DecoderGraph
 
 CHUNK = 2048
-QUANTIZED_CHUNK = 256
+QUANTIZED_CHUNK = 512
 """The CPU's attention over an int8 cache computes the scores of future tokens too and throws them away:
-shorter chunks leave fewer of them (a prompt of 2048 at once takes 1.8 times the attention time)."""
+shorter chunks leave fewer of them (2048 at once take 1.4 times as long as in four parts)."""
 _LOGITS_BYTES = 64 * 1024 * 1024
 
 
