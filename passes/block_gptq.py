@@ -82,7 +82,7 @@ def _factored(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         except np.linalg.LinAlgError:
             if attempt == 3:
                 raise
-    roots = np.diagonal(lower)
+    roots = np.diagonal(lower).copy()  # the division below would turn a view into ones
     lower /= roots
     upper = lower[::-1, ::-1]
     return np.ascontiguousarray(upper.T, dtype=np.float32), (roots[::-1] ** 2).astype(np.float32)

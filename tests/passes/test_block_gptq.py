@@ -73,6 +73,18 @@ def test_the_codes_are_those_of_the_papers_algorithm():
     assert same.mean() > 0.999, "a tie may fall the other way, and moves what follows it in its row"
 
 
+def test_the_factor_gives_back_the_damped_moments():
+    x = inputs(300, 64)
+    moments = x.T @ x
+    feedback, costs = block_gptq._factored(moments)
+    upper = feedback.T.astype(np.float64)
+    np.testing.assert_array_equal(upper, np.triu(upper))
+    np.testing.assert_allclose(np.diagonal(upper), 1)
+    damped = moments + np.eye(64) * block_gptq.DAMPING * np.diagonal(moments).mean()
+    np.testing.assert_allclose((upper * costs) @ upper.T, damped, rtol=1e-3, atol=1e-3 * damped.max())
+    assert costs.max() > 10 * costs.min(), "what a column costs is what its grid is searched by"
+
+
 def test_columns_go_by_power_and_never_leave_their_block():
     powers = np.random.default_rng(3).random(96)
     order = block_gptq._order(powers, 32).reshape(3, 32)
