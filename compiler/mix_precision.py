@@ -39,7 +39,7 @@ class MixPrecision(GraphPass):
 
     max_kl: float = 0.01
     """For models that answer logits: KL(float || static), nats per token."""
-    max_cosine_distance: float = 0.002
+    max_cosine_distance: float = 0.005
     """For models that answer hidden states: 1 minus the mean cosine of pooled sentences."""
     samples: int = 1
     """Windows (encoders: eights of sentences) for one MatMul alone."""
