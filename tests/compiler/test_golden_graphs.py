@@ -38,7 +38,10 @@ def steps(target: Target) -> tuple[str, ...]:
     short = [
         (name, "calibrate{samples=1,tokens=32}" if name == "calibrate" else text) for name, text in named
     ]
-    short = [(name, text.replace("inputs{", "inputs{samples=1,tokens=32,")) for name, text in short]
+    short = [
+        (name, text.replace("correlate-inputs{", "correlate-inputs{samples=1,tokens=32,"))
+        for name, text in short
+    ]
     return tuple(text for name, text in short if name != "mix-precision")
 
 
