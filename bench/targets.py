@@ -21,6 +21,7 @@ from record import record
 from weight_methods import Remembered, docstrings
 
 from onnxforge.compiler.build import build
+from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.eval_text import EvaluationText, cut, evaluation_text, sentences
 from onnxforge.compiler.parity import batches, compare_encoders
 from onnxforge.compiler.perplexity import compare
@@ -122,7 +123,7 @@ def artifacts(model: str, chosen: Sequence[Target], root: Path) -> list[Built]:
             start = time.perf_counter()
             try:
                 build(source, exported, target, task_for(source), folder, name=target.name)
-            except PassRefused as refusal:
+            except (PassRefused, RequestRefused) as refusal:
                 print(f"{model}, {target.name}: {refusal}", flush=True)
                 continue
             seconds = time.perf_counter() - start

@@ -37,7 +37,7 @@ class MixPrecision(GraphPass):
 
     summary: ClassVar[str] = "keep the most sensitive MatMuls out of static W8A8, as few as a limit allows"
 
-    max_kl: float = 0.01
+    max_kl: float = 0.0075
     """For models that answer logits: KL(float || static), nats per token."""
     max_cosine_distance: float = 0.005
     """For models that answer hidden states: 1 minus the mean cosine of pooled sentences."""
