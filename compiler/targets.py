@@ -128,7 +128,7 @@ TARGETS: tuple[Target, ...] = (
             "calibrate",
             "mix-precision{skip=lm_head|embed|wte}",
             "insert-qdq{min_sqnr_db=0,skip=lm_head|embed|wte}",
-            "quantize-weights{bits=8,block_size=32,accuracy_level=4}",
+            "quantize-weights{bits=8,block_size=32,symmetric=false,accuracy_level=4}",
             "cleanup",
         ),
         expects={"decoder": _FUSED_DECODER, "encoder": _FUSED_ENCODER},
