@@ -15,6 +15,7 @@ from onnxforge.compiler.calibration_tokens import RecordTokens, tokenizer_of
 from onnxforge.compiler.calibration_use import CalibrationUse
 from onnxforge.compiler.errors import CompileError
 from onnxforge.compiler.eval_text import EvaluationText, cut, evenly, sentences
+from onnxforge.compiler.graph_facts import graph_kind
 from onnxforge.compiler.parity import batches
 from onnxforge.models.source import Source
 from onnxforge.passes.base import PassRefused
@@ -64,7 +65,7 @@ class CalibrationWork:
     def __iter__(self) -> Iterator[CalibrationBatch]:
         """The batches, the same each time."""
         source, corpus = self.data.source, self.data.corpus
-        decoder = any(value.name == "past_key_values.0.key" for value in self.model.graph.inputs)
+        decoder = graph_kind(self.model) == "decoder"
         length = min(self.tokens, int(self.model.metadata_props.get("onnxforge.context_length", self.tokens)))
         budget = self.samples * length
         if isinstance(corpus, SelfSampled):

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
+from onnxforge.compiler.graph_facts import graph_kind
 from onnxforge.compiler.sensitivity import SwitchSession, switch_session
 from onnxforge.compiler.switched_graph import products, switched_graph
 from onnxforge.passes import notes
@@ -98,7 +99,7 @@ class MixPrecision(GraphPass):
         return InsertQdq(min_sqnr_db=0, skip=self.skip)
 
     def _work(self, model: ir.Model, samples: int, tokens: int) -> list[CalibrationBatch]:
-        decoder = any(value.name == "past_key_values.0.key" for value in model.graph.inputs)
+        decoder = graph_kind(model) == "decoder"
         count = samples if decoder else _SENTENCES * samples
         return list(calibration_batches(model, count, tokens, used_by=self.text()))
 

@@ -80,7 +80,7 @@ def compare_encoders(reference: Encoder, candidate: Encoder, work: Iterable[Batc
             raise EvaluationError(f"`{output}` holds NaN: nothing can be compared.")
         real = batch.mask.astype(bool) if theirs.ndim == 3 else np.ones(theirs.shape[:-1], dtype=bool)
         furthest = max(furthest, float(np.abs(theirs - ours)[real].max()))
-        cosines.append(_cosine(_pooled(theirs, batch.mask), _pooled(ours, batch.mask)))
+        cosines.append(cosine_of_rows(pooled(theirs, batch.mask), pooled(ours, batch.mask)))
         labels.append((theirs.argmax(axis=-1) == ours.argmax(axis=-1))[real])
     if not cosines:
         raise EvaluationError("There is nothing to compare: the text has no sentence.")
@@ -105,15 +105,17 @@ def _shared_output(reference: Encoder, candidate: Encoder) -> str:
     )
 
 
-def _pooled(output: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def pooled(output: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """float64 [B, K]: the masked mean of token vectors [B, S, K]; a vector of each sentence as it is."""
     if output.ndim == 2:
         return output.astype(np.float64)
     weight = mask[:, :, None].astype(np.float64)
-    pooled: np.ndarray = (output * weight).sum(axis=1) / weight.sum(axis=1)
-    return pooled
+    mean: np.ndarray = (output * weight).sum(axis=1) / weight.sum(axis=1)
+    return mean
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cosine_of_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cosine of each row of ``a`` to the same row of ``b``, both [B, K]."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosine: np.ndarray = (a * b).sum(axis=-1) / np.maximum(norms, 1e-30)
     return cosine

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from onnxforge.compiler.calibration_data import CalibrationBatch
 from onnxforge.compiler.graph_feeds import whole_sequence_feeds
+from onnxforge.compiler.parity import cosine_of_rows, pooled
 from onnxforge.compiler.save import GRAPH, save_model
 from onnxforge.compiler.switched_graph import SWITCH
 
@@ -96,10 +97,7 @@ def _distance(answer: str, reference: np.ndarray, found: np.ndarray, mask: np.nd
     if answer == "logits":
         real = mask.astype(bool) if reference.shape[:2] == mask.shape else np.ones(len(reference), dtype=bool)
         return _kl(reference[real], found[real])
-    weight = mask[:, :, None].astype(np.float32)
-    a, b = ((x * weight).sum(axis=1, dtype=np.float64) for x in (reference, found))
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return float(1 - np.mean((a * b).sum(axis=-1) / np.maximum(norms, 1e-30)))
+    return float(1 - cosine_of_rows(pooled(reference, mask), pooled(found, mask)).mean())
 
 
 def _kl(reference: np.ndarray, found: np.ndarray) -> float:

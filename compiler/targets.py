@@ -105,13 +105,15 @@ _FOR_TENSORRT = (
 _FUSED_DECODER = (Expectation("GroupQueryAttention", made_by="fuse-attention"),)
 _FUSED_ENCODER = (Expectation("MultiHeadAttention", made_by="fuse-attention"),)
 _INTEGER_WEIGHTS = (Expectation("MatMulNBits", made_by="quantize-weights"),)
+_FUSED = {"decoder": _FUSED_DECODER, "encoder": _FUSED_ENCODER}
+_FUSED_INTEGER = {kind: (*fused, *_INTEGER_WEIGHTS) for kind, fused in _FUSED.items()}
 
 TARGETS: tuple[Target, ...] = (
     Target(
         name="cpu-fp32",
         summary="fused float32 for the CPU: the reference every other CPU target is measured against",
         passes=(*_FUSE, "cleanup"),
-        expects={"decoder": _FUSED_DECODER, "encoder": _FUSED_ENCODER},
+        expects=_FUSED,
         session=_CPU_SESSION,
         budget=(
             BudgetLine("max_abs", Bound.AT_MOST, 1e-3),
@@ -131,7 +133,7 @@ TARGETS: tuple[Target, ...] = (
             "quantize-weights{bits=8,block_size=32,symmetric=false,accuracy_level=4}",
             "cleanup",
         ),
-        expects={"decoder": _FUSED_DECODER, "encoder": _FUSED_ENCODER},
+        expects=_FUSED,
         session=_CPU_SESSION,
         budget=(
             BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.03),
@@ -152,10 +154,7 @@ TARGETS: tuple[Target, ...] = (
             "quantize-weights{bits=8,block_size=64}",
             "cleanup",
         ),
-        expects={
-            "decoder": (*_FUSED_DECODER, *_INTEGER_WEIGHTS),
-            "encoder": (*_FUSED_ENCODER, *_INTEGER_WEIGHTS),
-        },
+        expects=_FUSED_INTEGER,
         session=_CPU_SESSION,
         budget=(
             # SmolLM2-135M: 1.01 with the 4-bit blocks that its source stores, 1.09 and 1.10 on two texts when
@@ -168,7 +167,7 @@ TARGETS: tuple[Target, ...] = (
         name="cuda-fp16",
         summary="float16 for CUDA: half the memory, cache included",
         passes=(*_FUSE, *_FOR_CUDA),
-        expects={"decoder": _FUSED_DECODER, "encoder": _FUSED_ENCODER},
+        expects=_FUSED,
         provider=CUDA,
         budget=(
             BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.005),
@@ -179,10 +178,7 @@ TARGETS: tuple[Target, ...] = (
         name="cuda-int8",
         summary="int8 weights in blocks of 32 and float16 arithmetic for CUDA",
         passes=(*_FUSE, "quantize-weights{bits=8,block_size=32,accuracy_level=0}", *_FOR_CUDA),
-        expects={
-            "decoder": (*_FUSED_DECODER, *_INTEGER_WEIGHTS),
-            "encoder": (*_FUSED_ENCODER, *_INTEGER_WEIGHTS),
-        },
+        expects=_FUSED_INTEGER,
         provider=CUDA,
         session=_MIXED_PRODUCTS,
         budget=(
@@ -200,10 +196,7 @@ TARGETS: tuple[Target, ...] = (
             "quantize-weights{bits=8,block_size=32,accuracy_level=0}",
             *_FOR_CUDA,
         ),
-        expects={
-            "decoder": (*_FUSED_DECODER, *_INTEGER_WEIGHTS),
-            "encoder": (*_FUSED_ENCODER, *_INTEGER_WEIGHTS),
-        },
+        expects=_FUSED_INTEGER,
         provider=CUDA,
         session=_MIXED_PRODUCTS,
         budget=(
