@@ -111,18 +111,17 @@ def test_options_that_measure_nothing_are_refused(fused, options, word):
         CorrelateInputs(**options).requires(fused("llama"))
 
 
-def test_gptq_is_closer_than_rtn_through_the_whole_pipeline(fused):
+@pytest.mark.parametrize("grid", ["block_size=64", "block_size=64,symmetric=false"])  # as `cpu-int4` has it
+def test_gptq_is_closer_than_rtn_through_the_whole_pipeline(fused, grid):
     source = fused("llama")
     logits = {}
     for method in ("", "rtn", "gptq"):
         model = source.clone()
-        steps = ["correlate-inputs", f"quantize-weights{{bits=4,accuracy_level=0,method={method}}}"]
+        steps = ["correlate-inputs", f"quantize-weights{{bits=4,accuracy_level=0,{grid},method={method}}}"]
         for graph_pass in pipeline.parse([*(steps if method else ()), "cleanup"]):
             graph_pass(model)
         (last,) = [value for value in model.graph.outputs if value.name == "logits"]
         found = [rows for (rows,) in watched_rows(model, [last], batches())]
         logits[method] = np.concatenate(found)
     error = {name: np.linalg.norm(logits[name] - logits[""]) for name in ("rtn", "gptq")}
-    # A random model's inputs hardly correlate, so there is little to win: 8% here, two thirds of the
-    # excess perplexity on a trained one.
-    assert error["gptq"] < 0.95 * error["rtn"]
+    assert error["gptq"] < 0.9 * error["rtn"]
