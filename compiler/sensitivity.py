@@ -23,9 +23,11 @@ _ROOM = 128 << 20
 class SwitchSession:
     """A switched graph in ONNX Runtime, on the CPU."""
 
-    def __init__(self, session: ort.InferenceSession, answer: str) -> None:
+    def __init__(self, session: ort.InferenceSession, answer: str, folder: Path) -> None:
         self._session = session
         self._inputs = [spec for spec in session.get_inputs() if spec.name != SWITCH]
+        self._folder = folder
+        self._references: dict[bytes, Path] = {}
         self.answer = answer
 
     def divergence(self, choices: np.ndarray, work: Sequence[CalibrationBatch]) -> np.ndarray:
@@ -36,8 +38,7 @@ class SwitchSession:
         """
         total, count = np.zeros(len(choices)), 0
         for batch in work:
-            none = np.zeros((1, choices.shape[1]), dtype=bool)
-            reference = next(self._answers(none, batch))[0]
+            reference = self._reference(choices.shape[1], batch)
             held = self._held(reference, batch)
             count += held
             start = 0
@@ -46,6 +47,16 @@ class SwitchSession:
                     total[start + row] += held * _distance(self.answer, reference, found, batch.mask)
                 start += len(answers)
         return total / max(count, 1)
+
+    def _reference(self, sites: int, batch: CalibrationBatch) -> np.ndarray:
+        """float32 [B, ...]: the answers with all sites float, computed once and then read from a file."""
+        key = batch.ids.tobytes() + batch.mask.tobytes()
+        if key not in self._references:
+            path = self._folder / f"reference{len(self._references)}.npy"
+            np.save(path, next(self._answers(np.zeros((1, sites), dtype=bool), batch))[0])
+            self._references[key] = path
+        found: np.ndarray = np.load(self._references[key], mmap_mode="r")
+        return found
 
     def _held(self, reference: np.ndarray, batch: CalibrationBatch) -> int:
         tokens = self.answer == "logits" and reference.shape[:2] == batch.mask.shape
@@ -90,7 +101,7 @@ def switch_session(model: ir.Model) -> Iterator[SwitchSession]:
     with tempfile.TemporaryDirectory(prefix="onnxforge-sensitivity-") as temp:
         save_model(model, Path(temp))
         session = ort.InferenceSession(str(Path(temp, GRAPH)), options, providers=["CPUExecutionProvider"])
-        yield SwitchSession(session, answer)
+        yield SwitchSession(session, answer, Path(temp))
 
 
 def _distance(answer: str, reference: np.ndarray, found: np.ndarray, mask: np.ndarray) -> float:

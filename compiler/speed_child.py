@@ -22,7 +22,7 @@ from onnxforge.runtimes import Decoder, Encoder, load
 _WAKING_TOKENS = 32
 """Read before every clock, at least."""
 _WARM_TOKENS = 8
-_BATCH = 8
+_BATCH = 16
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def _decoder(model: Decoder, test: SpeedTest, rng: np.random.Generator, warm: bo
 
 
 def _encoder(model: Encoder, sentences: list[str]) -> float:
-    """Seconds to encode ``sentences``, eight to a batch, after the same work once to wake the process."""
+    """Seconds to encode ``sentences``, `_BATCH` to a batch, after the same work once to wake the process."""
     features = model.manifest.task == "feature-extraction"
     work = partial(model.encode if features else model.logits, sentences, batch_size=_BATCH)
     work()
