@@ -10,6 +10,7 @@ from onnxforge.runtimes.interruption import CancelToken
 from onnxforge.runtimes.loading import Model, load
 from onnxforge.runtimes.predictions import Prediction
 from onnxforge.runtimes.result import Result, Stats
+from onnxforge.runtimes.speculation import Speculation
 from onnxforge.runtimes.text_stream import TextStream
 from onnxforge.runtimes.verify import verify_files
 
@@ -28,6 +29,7 @@ __all__ = [
     "Prediction",
     "RequestError",
     "Result",
+    "Speculation",
     "Stats",
     "TextStream",
     "load",

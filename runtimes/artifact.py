@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 
 from onnxforge.runtimes.errors import ArtifactError
+from onnxforge.runtimes.json_fields import JsonFields
+from onnxforge.runtimes.speculation import Speculation, read_speculation
 from onnxforge.runtimes.strict_json import read_json
 
 MANIFEST = "artifact.json"
 FORMAT = 1
-_MAY_BE_ABSENT = {"cache_dtype", "provider_options"}
+_MAY_BE_ABSENT = {"cache_dtype", "provider_options", "speculation"}
 """Later additions; an artifact without them is read as before."""
 DECODER_TASK = "text-generation-with-past"
 
@@ -56,6 +58,8 @@ class Manifest:
     """Element type of past and present: ``float32``, ``float16`` or ``int8``."""
     provider_options: Mapping[str, str] = field(default_factory=dict)
     """Options of the execution provider, as ONNX Runtime spells them; for the provider named above only."""
+    speculation: Speculation | None = None
+    """Whether and how requests speculate by default; None, and an absent key: they do not."""
     format: int = FORMAT
 
 
@@ -82,6 +86,8 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write ``folder/artifact.json``: equal manifests give equal bytes. Returns the path written."""
     raw = asdict(manifest)
+    if manifest.speculation is None:
+        del raw["speculation"]
     raw["files"] = sorted(raw["files"], key=lambda record: str(record["path"]))
     path = Path(folder) / MANIFEST
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -96,7 +102,7 @@ def _parse(path: Path, raw: dict[str, object]) -> Manifest:
         raise ArtifactError(
             f"{path}: keys missing: {absent}; keys not known: {unknown}. Compile the model again."
         )
-    reader = _Reader(path, raw)
+    reader = JsonFields(str(path), raw)
     manifest = Manifest(
         name=reader.text("name"),
         task=reader.text("task"),
@@ -108,91 +114,43 @@ def _parse(path: Path, raw: dict[str, object]) -> Manifest:
         session=reader.text_map("session"),
         context_length=reader.positive("context_length"),
         shared_cache=reader.flag("shared_cache"),
-        files=reader.records("files"),
+        files=_records(reader, "files"),
         source=reader.text_map("source"),
         versions=reader.text_map("versions"),
         summary=reader.scalars("summary"),
         cache_dtype=reader.text("cache_dtype") if "cache_dtype" in raw else "float32",
         provider_options=reader.text_map("provider_options") if "provider_options" in raw else {},
+        speculation=read_speculation(f"{path}: speculation", raw["speculation"])
+        if "speculation" in raw
+        else None,
     )
     paths = [record.path for record in manifest.files]
     if manifest.graph not in paths:
         raise ArtifactError(f"{path}: the graph {manifest.graph!r} is not among the listed files.")
+    draft = manifest.speculation.draft_graph if manifest.speculation else None
+    if draft is not None and draft not in paths:
+        raise ArtifactError(f"{path}: the draft's graph {draft!r} is not among the listed files.")
     if len(set(paths)) != len(paths):
         raise ArtifactError(f"{path}: a file is listed twice.")
     return manifest
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Typed access to the raw object; every mismatch names the file and the key."""
+def _records(reader: JsonFields, key: str) -> tuple[FileRecord, ...]:
+    value = reader.raw[key]
+    if not isinstance(value, list):
+        raise reader.fail(key, "a list of file records")
+    return tuple(_record(reader, key, item) for item in value)
 
-    path: Path
-    raw: Mapping[str, object]
 
-    def fail(self, key: str, wanted: str) -> ArtifactError:
-        return ArtifactError(f"{self.path}: {key!r} must be {wanted}, found {self.raw[key]!r:.100}.")
-
-    def text(self, key: str) -> str:
-        value = self.raw[key]
-        if not isinstance(value, str) or not value:
-            raise self.fail(key, "a non-empty string")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self.raw[key]
-        if not isinstance(value, bool):
-            raise self.fail(key, "true or false")
-        return value
-
-    def positive(self, key: str) -> int:
-        value = self.raw[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.fail(key, "a positive whole number")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.raw[key]
-        if not isinstance(value, list):
-            raise self.fail(key, "a list of strings")
-        found = tuple(item for item in value if isinstance(item, str))
-        if len(found) != len(value):
-            raise self.fail(key, "a list of strings")
-        return found
-
-    def text_map(self, key: str) -> dict[str, str]:
-        value = self.raw[key]
-        if not isinstance(value, dict):
-            raise self.fail(key, "an object of strings")
-        found = {str(name): item for name, item in value.items() if isinstance(item, str)}
-        if len(found) != len(value):
-            raise self.fail(key, "an object of strings")
-        return found
-
-    def scalars(self, key: str) -> dict[str, float | str | bool]:
-        value = self.raw[key]
-        if not isinstance(value, dict):
-            raise self.fail(key, "an object of numbers, strings and truth values")
-        found = {str(name): item for name, item in value.items() if isinstance(item, str | int | float)}
-        if len(found) != len(value):
-            raise self.fail(key, "an object of numbers, strings and truth values")
-        return found
-
-    def records(self, key: str) -> tuple[FileRecord, ...]:
-        value = self.raw[key]
-        if not isinstance(value, list):
-            raise self.fail(key, "a list of file records")
-        return tuple(self.record(key, item) for item in value)
-
-    def record(self, key: str, item: object) -> FileRecord:
-        match item:
-            case {"path": str(path), "size": int(size), "sha256": str(digest), **rest} if not rest:
-                if not isinstance(size, bool) and size >= 0 and _is_inside(path) and _is_digest(digest):
-                    return FileRecord(path=path, size=size, sha256=digest)
-        raise ArtifactError(
-            f"{self.path}: {key!r} holds {item!r:.200}; each record needs a relative path inside the folder, "
-            "a size and a sha256 in hex, and nothing else."
-        )
+def _record(reader: JsonFields, key: str, item: object) -> FileRecord:
+    match item:
+        case {"path": str(path), "size": int(size), "sha256": str(digest), **rest} if not rest:
+            if not isinstance(size, bool) and size >= 0 and _is_inside(path) and _is_digest(digest):
+                return FileRecord(path=path, size=size, sha256=digest)
+    raise ArtifactError(
+        f"{reader.where}: {key!r} holds {item!r:.200}; each record needs a relative path inside the folder, "
+        "a size and a sha256 in hex, and nothing else."
+    )
 
 
 def _is_inside(path: str) -> bool:

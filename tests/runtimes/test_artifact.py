@@ -4,7 +4,14 @@ from dataclasses import replace
 import pytest
 from tiny_artifacts import seal
 
-from onnxforge.runtimes import ArtifactError, FileRecord, Manifest, read_manifest, write_manifest
+from onnxforge.runtimes import (
+    ArtifactError,
+    FileRecord,
+    Manifest,
+    Speculation,
+    read_manifest,
+    write_manifest,
+)
 
 MANIFEST = Manifest(
     name="m",
@@ -123,3 +130,52 @@ def test_sealing_lists_every_file(tmp_path):
     (tmp_path / "config.json").write_bytes(b"{}")
     manifest = seal(tmp_path)
     assert [record.path for record in manifest.files] == ["config.json", "onnx/model.onnx"]
+
+
+SPECULATION = Speculation(
+    enabled=True, max_draft_tokens=7, step_cost=(1.0, 1.1, 1.25), reason="1.8x on grounded prompts"
+)
+
+
+def test_what_is_said_about_speculation_is_read_back(tmp_path):
+    for speculation in (
+        SPECULATION,
+        replace(SPECULATION, drafter="layer-skip", draft_graph="onnx/model.onnx"),
+        Speculation(enabled=False, max_draft_tokens=0, min_rows=1),
+    ):
+        write_manifest(tmp_path, replace(MANIFEST, speculation=speculation))
+        assert read_manifest(tmp_path).speculation == speculation
+
+
+def test_without_speculation_nothing_is_written_about_it(tmp_path):
+    assert "speculation" not in json.loads(write_manifest(tmp_path, MANIFEST).read_text())
+    assert read_manifest(tmp_path).speculation is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.pop("min_rows"), "an object with the keys .* was expected"),
+        (lambda raw: raw.update(more=1), "an object with the keys .* was expected"),
+        (lambda raw: raw.update(enabled=1), "'enabled' must be true or false"),
+        (lambda raw: raw.update(max_draft_tokens=-1), "'max_draft_tokens' must be a whole number, 0 or more"),
+        (lambda raw: raw.update(max_draft_tokens=32), "max_draft_tokens is 32, which is not 0 to 31"),
+        (lambda raw: raw.update(max_draft_tokens=0), "enabled with max_draft_tokens 0"),
+        (lambda raw: raw.update(min_rows=1), "min_rows is 1; drafting needs 2"),
+        (lambda raw: raw.update(drafter="oracle"), "'drafter' must be ngram or layer-skip"),
+        (lambda raw: raw.update(drafter="layer-skip"), "drafter layer-skip with draft_graph None"),
+        (lambda raw: raw.update(draft_graph="onnx/model.onnx"), "drafter ngram with draft_graph"),
+        (lambda raw: raw.update(drafter="layer-skip", draft_graph="x"), "'x' is not among the listed files"),
+        (lambda raw: raw.update(step_cost=[1, "2"]), "'step_cost' must be a list of numbers"),
+        (lambda raw: raw.update(step_cost=[2.0]), "step_cost is .* it starts with 1"),
+        (lambda raw: raw.update(step_cost=[1, 0]), "step_cost is .* it starts with 1"),
+    ],
+)
+def test_what_contradicts_itself_about_speculation_is_refused(tmp_path, change, message):
+    path = write_manifest(tmp_path, replace(MANIFEST, speculation=SPECULATION))
+    raw = json.loads(path.read_text())
+    change(raw["speculation"])
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ArtifactError, match=message) as caught:
+        read_manifest(tmp_path)
+    assert "artifact.json" in str(caught.value)

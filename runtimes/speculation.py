@@ -1,0 +1,85 @@
+"""What an artifact says about speculative decoding: do requests draft, how, and what does a step cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from onnxforge.runtimes.errors import ArtifactError
+from onnxforge.runtimes.json_fields import JsonFields
+
+DrafterName = Literal["ngram", "layer-skip"]
+MOST_DRAFT_TOKENS = 31
+"""Drafted tokens of one step, at most: rows of one step were compared bit for bit up to 32."""
+_NAMES: Mapping[str, DrafterName] = {"ngram": "ngram", "layer-skip": "layer-skip"}
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """The object ``speculation`` of ``artifact.json``: the defaults of requests, and the curve behind them.
+
+    A request overrides `max_draft_tokens`; `min_rows` holds for requests that do not draft too, so that
+    drafting changes no token.
+    """
+
+    enabled: bool
+    """Requests that say nothing draft."""
+    max_draft_tokens: int
+    """Drafted tokens per step, at most; 0 only where not enabled."""
+    min_rows: int = 2
+    """Tokens that every run reads, at least; 2 or more where enabled, 1 for plain decoding."""
+    drafter: DrafterName = "ngram"
+    step_cost: tuple[float, ...] = ()
+    """Time of a step of 1, 2, 3, ... rows over that of one row: the first is 1. Empty: not measured."""
+    draft_graph: str | None = None
+    """Relative path of the draft's graph, for ``layer-skip`` only."""
+    reason: str = ""
+    """Why it is on or off, one sentence for people."""
+
+    def __post_init__(self) -> None:
+        """Raises ArtifactError for values that contradict one another."""
+        for problem in _problems(self):
+            raise ArtifactError(f"speculation: {problem}.")
+
+
+def read_speculation(where: str, raw: object) -> Speculation:
+    """The object as it stands in a manifest. Raises ArtifactError that names `where` and the key."""
+    known = {item.name for item in fields(Speculation)}
+    if not isinstance(raw, dict) or set(raw) != known:
+        found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+        raise ArtifactError(
+            f"{where}: an object with the keys {sorted(known)} was expected, found {found}. "
+            "Compile the model again."
+        )
+    values = JsonFields(where, raw)
+    name = values.text("drafter")
+    if name not in _NAMES:
+        raise values.fail("drafter", " or ".join(_NAMES))
+    try:
+        return Speculation(
+            enabled=values.flag("enabled"),
+            max_draft_tokens=values.natural("max_draft_tokens"),
+            min_rows=values.positive("min_rows"),
+            drafter=_NAMES[name],
+            step_cost=values.numbers("step_cost"),
+            draft_graph=None if raw["draft_graph"] is None else values.text("draft_graph"),
+            reason=values.text("reason") if raw["reason"] != "" else "",
+        )
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}" if where not in str(error) else str(error)) from error
+
+
+def _problems(found: Speculation) -> list[str]:
+    problems = []
+    if not 0 <= found.max_draft_tokens <= MOST_DRAFT_TOKENS:
+        problems.append(
+            f"max_draft_tokens is {found.max_draft_tokens}, which is not 0 to {MOST_DRAFT_TOKENS}"
+        )
+    if found.min_rows < 1 or (found.enabled and found.min_rows < 2):
+        problems.append(f"min_rows is {found.min_rows}; drafting needs 2 or more")
+    if found.enabled and found.max_draft_tokens == 0:
+        problems.append("enabled with max_draft_tokens 0")
+    if found.step_cost and (found.step_cost[0] != 1.0 or min(found.step_cost) <= 0):
+        problems.append(f"step_cost is {found.step_cost}; it starts with 1 and holds numbers above 0")
+    if (found.draft_graph is None) != (found.drafter == "ngram"):
+        problems.append(f"drafter {found.drafter} with draft_graph {found.draft_graph!r}")
+    return problems
