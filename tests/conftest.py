@@ -7,7 +7,11 @@ fresh copy of its exported graph (the export itself, some seconds, happens once 
 import importlib
 import os
 import signal
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import onnx_ir as ir
 import pytest
@@ -207,3 +211,48 @@ def tiny_export(tiny_source) -> Callable[..., ir.Model]:
     """``tiny_export(model_type, task=None, **config)``: a fresh copy of the exported graph, free to edit."""
     exported = _remembered(lambda kind, task, over: export_model(tiny_source(kind, task, **over), task))
     return lambda *args, **kwargs: exported(*args, **kwargs).clone()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What refused compiles keep for their users (reports, reproducers) goes where pytest cleans up."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+
+
+Answer = Callable[[str, str], tuple[int, dict[str, str], bytes]]
+"""Of a path and an Authorization header: status, headers, body."""
+
+
+@pytest.fixture
+def loopback() -> Iterator[Callable[[Answer], str]]:
+    """Serve answers over HTTP on this machine until the test ends; gives the server's address."""
+    servers = []
+
+    def serve(answer: Answer) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                status, headers, body = answer(
+                    urlsplit(self.path).path, self.headers.get("Authorization", "")
+                )
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()

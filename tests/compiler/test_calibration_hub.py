@@ -4,10 +4,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pytest
 
@@ -41,31 +39,15 @@ for named in sys.argv[1:]:
 
 
 @pytest.fixture
-def hub():
+def hub(loopback):
     """The server's address, and the paths it was asked for."""
     asked = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(urlsplit(self.path).path)
-            status, headers, body = answer(asked[-1])
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+    def noted(path, _):
+        asked.append(path)
+        return answer(path)
 
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
+    return loopback(noted), asked
 
 
 def answer(path):

@@ -4,13 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -84,7 +81,7 @@ class Hub:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(loopback) -> Hub:
     held = Hub(
         {
             "org/model": {"main": _repository(1.0), "v2": _repository(2.0)},
@@ -94,31 +91,8 @@ def hub() -> Iterator[Hub]:
         }
     )
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            status, headers, body = held.answer(
-                urlsplit(self.path).path, self.headers.get("Authorization", "")
-            )
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    held.url = f"http://127.0.0.1:{server.server_port}"
-    yield held
-    server.shutdown()
-    server.server_close()
+    held.url = loopback(held.answer)
+    return held
 
 
 _SCRIPT = """
