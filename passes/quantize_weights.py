@@ -16,6 +16,7 @@ from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import constant
 from onnxforge.passes.dequantized_gather import dequantized_gather
 from onnxforge.passes.input_moments import moments_of
+from onnxforge.passes.kept_blocks import KeptBlocks
 from onnxforge.passes.matching import (
     CONTRIB,
     insert_after,
@@ -28,7 +29,7 @@ from onnxforge.passes.matching import (
 )
 from onnxforge.passes.ordered_columns import OrderedColumns
 from onnxforge.passes.quantized_table import MatrixKey, MatrixWeight, QuantizedTable, store, store_kept
-from onnxforge.passes.stored_blocks import MIDDLE, StoredBlocks, cut, stored_blocks
+from onnxforge.passes.stored_blocks import StoredBlocks
 from onnxforge.passes.weight_inputs import inputs_by_weight, unmeasured, weight_of
 
 WHAT = "MatMulNBits"
@@ -174,21 +175,10 @@ class QuantizeWeights(GraphPass):
 
     def _kept(self, weight: MatrixWeight) -> StoredBlocks | None:
         """The blocks of ``weight`` that stay, in the form in which they stay; None where it is rounded."""
-        found = stored_blocks(weight.tensor, transposed=weight.transposed) if self.keep_blocks else None
-        if found is None or self._unkept(found):
-            return None
-        return cut(found, self.block_size) if self.plain_blocks else found
+        return self._keeping().of(weight.tensor, transposed=weight.transposed) if self.keep_blocks else None
 
-    def _unkept(self, found: StoredBlocks) -> str:
-        """Why blocks cannot stay, or an empty string."""
-        bits, block_size, origin = found.form
-        if bits > self.bits:
-            return f"its blocks have {bits} bits, more than {self.bits}"
-        if self.plain_blocks and origin != MIDDLE:
-            return f"each of its blocks has its own {origin}; symmetric blocks are needed"
-        if self.plain_blocks and block_size % self.block_size:
-            return f"its blocks of {block_size} cannot be cut to {self.block_size}"
-        return ""
+    def _keeping(self) -> KeptBlocks:
+        return KeptBlocks(self.bits, self.block_size, self.plain_blocks)
 
     def _table(self, graph: ir.Graph, weight: MatrixWeight, node: ir.Node, made: _Made) -> QuantizedTable:
         """The quantized form of ``weight``, made when its first reader asks."""
@@ -204,8 +194,7 @@ class QuantizeWeights(GraphPass):
             notes.match("kept blocks", node.name)
             return store_kept(graph, weight, kept)
         if self.keep_blocks:
-            found = stored_blocks(weight.tensor, transposed=weight.transposed)
-            reason = self._unkept(found) if found is not None else "its weight comes in no blocks"
+            reason = self._keeping().reason(weight.tensor, transposed=weight.transposed)
             notes.near_miss("kept blocks", node.name, f"{reason}; rounded")
         if self.method != GPTQ:
             return store(graph, weight, self._scheme())

@@ -13,6 +13,7 @@ from onnxforge.passes.block_quantization import dequantize, quantize
 from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import constant, extents
 from onnxforge.passes.input_moments import InputMoments, moments_of
+from onnxforge.passes.kept_blocks import KeptBlocks
 from onnxforge.passes.scale_sites import ScaleSite, find_site, fold, multiplied_values, objection
 from onnxforge.passes.stored_blocks import stored_blocks
 
@@ -51,6 +52,8 @@ class SearchScales(GraphPass):
     symmetric: bool = True
     method: str = "rtn"
     """How blocks are rounded in the search: ``rtn``, ``mse`` or ``hqq``."""
+    plain_blocks: bool = False
+    """As in ``quantize-weights``: only symmetric blocks of a source are kept; only they are left alone then."""
     norms: bool = True
     """Search at norms in front of linear layers."""
     up_down: bool = True
@@ -98,11 +101,11 @@ class SearchScales(GraphPass):
         return ir.passes.PassResult(model, modified=changed)
 
     def _objection(self, site: ScaleSite) -> str | None:
+        keeping = KeptBlocks(self.bits, self.block_size, self.plain_blocks)
         touched = [*((node, 1) for node in site.readers), *site.made_by]
         for node, index in touched:
             tensor = constant(node.inputs[index]) if index < len(node.inputs) else None
-            blocks = stored_blocks(tensor, transposed=True) if tensor is not None else None
-            if blocks is not None and blocks.form[0] <= self.bits:
+            if tensor is not None and keeping.of(tensor, transposed=True) is not None:
                 return f"the matrix of {node.name!r} comes in blocks, which scales would break"
         width = extents(site.matrices()[0])[0]
         if width % self.block_size:

@@ -82,6 +82,17 @@ def test_stored_blocks_are_not_broken():
     assert "blocks, which scales would break" in declined(SearchScales(), made)
 
 
+@pytest.mark.parametrize(("origin", "searched"), [("middle", False), ("minimum", True)])
+def test_where_only_plain_blocks_are_kept_the_others_are_searched(origin, searched):
+    made = model()
+
+    class Blocks:
+        form, order = (4, 32, origin), None
+
+    made.graph.initializers["wq"].const_value.meta[STORED_BLOCKS_TURNED] = Blocks()
+    assert SearchScales(plain_blocks=True)(made).modified is searched
+
+
 def test_a_width_of_no_whole_blocks_is_left_alone():
     assert "no multiple of block_size 128" in declined(SearchScales(block_size=128), model())
 
