@@ -53,7 +53,7 @@ class SearchScales(GraphPass):
     method: str = "rtn"
     """How blocks are rounded in the search: ``rtn``, ``mse`` or ``hqq``."""
     plain_blocks: bool = False
-    """As in ``quantize-weights``: only symmetric blocks of a source are kept; only they are left alone then."""
+    """As in ``quantize-weights``: only symmetric blocks are kept, so only those are left alone here."""
     norms: bool = True
     """Search at norms in front of linear layers."""
     up_down: bool = True
