@@ -9,7 +9,7 @@ from onnxforge.runtimes.generation_options import GenerationOptions
 from onnxforge.runtimes.interruption import CancelToken
 from onnxforge.runtimes.loading import Model, load
 from onnxforge.runtimes.predictions import Prediction
-from onnxforge.runtimes.result import Result, Stats
+from onnxforge.runtimes.result import Result, SpeculativeStats, Stats
 from onnxforge.runtimes.speculation import Speculation
 from onnxforge.runtimes.text_stream import TextStream
 from onnxforge.runtimes.verify import verify_files
@@ -30,6 +30,7 @@ __all__ = [
     "RequestError",
     "Result",
     "Speculation",
+    "SpeculativeStats",
     "Stats",
     "TextStream",
     "load",

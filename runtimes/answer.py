@@ -2,6 +2,7 @@
 
 from onnxforge.runtimes.binding import Floats
 from onnxforge.runtimes.detokenizer import Detokenizer
+from onnxforge.runtimes.distribution import Distribution
 from onnxforge.runtimes.generation_options import GenerationOptions
 from onnxforge.runtimes.result import FinishReason
 from onnxforge.runtimes.sampling import Sampler
@@ -32,9 +33,25 @@ class Answer:
         self._live = streamed or bool(options.stop)
         self._pieces: list[str] = []
 
+    @property
+    def room(self) -> int:
+        """Tokens that may still come."""
+        return self._limit - len(self.tokens)
+
+    def ends_with(self, token: int) -> bool:
+        """Whether `token` is one that ends every answer."""
+        return token in self._eos
+
     def extend(self, logits: Floats) -> None:
         """Choose the next token from logits float32 [vocabulary] and see whether it ends the answer."""
-        token = self._sampler.choose(logits)
+        self._add(self._sampler.choose(logits))
+
+    def verify(self, logits: Floats, drafted: int, source: Distribution | None) -> bool:
+        """As `extend`, with a token proposed for this place (`Sampler.verify`); whether it was accepted."""
+        self._add(self._sampler.verify(logits, drafted, source))
+        return self.tokens[-1] == drafted
+
+    def _add(self, token: int) -> None:
         self.tokens.append(token)
         if token in self._eos:
             self.finish_reason = "stop"

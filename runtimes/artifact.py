@@ -128,6 +128,8 @@ def _parse(path: Path, raw: dict[str, object]) -> Manifest:
     if manifest.graph not in paths:
         raise ArtifactError(f"{path}: the graph {manifest.graph!r} is not among the listed files.")
     draft = manifest.speculation.draft_graph if manifest.speculation else None
+    if manifest.speculation is not None and manifest.speculation.enabled and not manifest.shared_cache:
+        raise ArtifactError(f"{path}: speculation is enabled, which needs shared_cache; this is without it.")
     if draft is not None and draft not in paths:
         raise ArtifactError(f"{path}: the draft's graph {draft!r} is not among the listed files.")
     if len(set(paths)) != len(paths):

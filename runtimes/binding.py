@@ -1,5 +1,7 @@
 """The small tensors of a decoder run, bound once and rewritten in place."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -9,11 +11,16 @@ from onnxforge.runtimes.decoder_graph import LOGITS_TO_KEEP, DecoderGraph
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
+_MOST_SPARE = 32
+"""Logits memory is kept for smaller steps up to this ratio; a prompt's gives way to that of its answer."""
+
 
 class StepBinding:
     """Token ids, mask, positions and logits of one request's runs; the cache binds itself to `io`.
 
     A decode step rewrites two one-token buffers and rebinds the mask, whose length changed: nothing else.
+    Steps of other lengths, as drafts make them, bind other views of the same memory: new memory for every
+    length would cost its page faults, more than the rest of the overhead together.
     """
 
     def __init__(self, graph: DecoderGraph, run_options: onnxruntime.RunOptions) -> None:
@@ -23,17 +30,17 @@ class StepBinding:
         self._tokens = np.empty((0, 0), np.int64)
         self._positions = np.empty((0, 0), np.int64)
         self._logits = np.empty((0, 0, 0), graph.logits_dtype)
+        self._memory = self._logits.reshape(-1)
         self._keep: int | None = None
         self._mask: Int64s | None = None
         self._on_host = graph.device == "cpu"
 
-    def run(self, tokens: Int64s, mask: Int64s, positions: Int64s | None, last_only: bool) -> Floats:
+    def run(self, tokens: Int64s, mask: Int64s, positions: Int64s | None, keep: int) -> Floats:
         """One run over tokens [rows, n] with mask [rows, total] and positions [rows, n] (if it takes any).
 
-        Returns logits [rows, n, vocabulary], or [rows, 1, vocabulary] with `last_only`. The next run of the
-        same shape reuses the array.
+        Returns the logits of the last `keep` tokens, [rows, keep, vocabulary]. The next run writes over them.
         """
-        graph = self._graph
+        graph, count = self._graph, tokens.shape[1]
         if tokens.shape == self._tokens.shape and self._on_host:
             self._tokens[...] = tokens
             if positions is not None:
@@ -46,12 +53,11 @@ class StepBinding:
                 self._bind("position_ids", self._positions)
         self._bind("attention_mask", mask)
         self._mask = mask  # the binding holds a bare address: keep the memory alive
-        kept = 1 if last_only and graph.keeps_logits else tokens.shape[1]
         if graph.keeps_logits:
-            self._bind_keep(1 if last_only else 0)
-        self._bind_logits((tokens.shape[0], kept, graph.vocabulary))
+            self._bind_keep(0 if keep == count else keep)
+        self._bind_logits((tokens.shape[0], keep if graph.keeps_logits else count, graph.vocabulary))
         graph.session.run_with_iobinding(self.io, self._run_options)
-        logits = self._logits[:, -1:] if last_only else self._logits
+        logits = self._logits[:, -keep:]
         return logits if logits.dtype == np.float32 else logits.astype(np.float32)
 
     def _bind(self, name: str, array: Int64s) -> None:
@@ -69,5 +75,8 @@ class StepBinding:
     def _bind_logits(self, shape: tuple[int, int, int]) -> None:
         if self._logits.shape == shape:
             return
-        self._logits = np.empty(shape, self._graph.logits_dtype)
+        size = math.prod(shape)
+        if not size <= len(self._memory) <= _MOST_SPARE * size:
+            self._memory = np.empty(size, self._graph.logits_dtype)
+        self._logits = self._memory[:size].reshape(shape)
         self.io.bind_output("logits", "cpu", 0, self._logits.dtype.type, shape, self._logits.ctypes.data)

@@ -9,11 +9,13 @@ import numpy as np
 
 from onnxforge.runtimes.answer import Answer
 from onnxforge.runtimes.artifact import Manifest
+from onnxforge.runtimes.binding import Int64s
 from onnxforge.runtimes.chat_template import ChatTemplate
 from onnxforge.runtimes.decode_loop import DecodeLoop
 from onnxforge.runtimes.decoder_graph import DecoderGraph
 from onnxforge.runtimes.decoder_state import DecoderState, new_state
 from onnxforge.runtimes.detokenizer import Detokenizer
+from onnxforge.runtimes.drafting import DraftRequest, check_draft, drafting_for, speculative_loop
 from onnxforge.runtimes.errors import RequestError
 from onnxforge.runtimes.generation_options import GenerationOptions
 from onnxforge.runtimes.interruption import CancelToken, Interruption
@@ -31,6 +33,7 @@ from onnxforge.runtimes.result import Result
 from onnxforge.runtimes.sampling import Sampler
 from onnxforge.runtimes.text_stream import TextStream
 from onnxforge.runtimes.text_tokenizer import TextTokenizer
+from onnxforge.runtimes.token_loop import TokenLoop
 
 
 class Options(TypedDict, total=False):
@@ -51,6 +54,14 @@ class Options(TypedDict, total=False):
     cancel: CancelToken | None
     truncate: Truncate | None
     """``left`` drops the oldest prompt tokens instead of raising ContextOverflow."""
+    max_draft_tokens: int | None
+    """Draft so many tokens per step at most (speculative decoding); 0: none. Absent: the artifact's."""
+    prompt_lookup_num_tokens: int | None
+    """transformers' name for `max_draft_tokens` with n-gram drafts."""
+    assistant_model: "Decoder | None"
+    """The decoder that drafts, with the same tokenizer; absent: the one given to `load`, else n-grams."""
+    min_rows: int | None
+    """2: the tokens that drafting gives, without it: every run reads an even number of tokens."""
 
 
 class Decoder:
@@ -64,13 +75,21 @@ class Decoder:
         tokenizer: TextTokenizer,
         chat_template: ChatTemplate | None,
         defaults: GenerationOptions,
+        draft: "Decoder | None" = None,
     ) -> None:
+        """`draft` drafts for requests that do not name another; it is closed with this model.
+
+        Raises RequestError when its tokens are others.
+        """
         self.folder = folder
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.defaults = defaults
         self._open_graph: DecoderGraph | None = graph
+        self._draft = draft
+        if draft is not None:
+            check_draft(self, draft)
 
     @property
     def graph(self) -> DecoderGraph:
@@ -117,9 +136,12 @@ class Decoder:
         """Token ids run from 0 to this, exclusive."""
         return self.graph.vocabulary
 
-    def new_state(self, rows: int = 1, capacity: int = 256) -> DecoderState:
-        """The low-level interface: an empty cache for `rows` sequences of `capacity` tokens; it grows."""
-        return new_state(self.graph, rows, capacity)
+    def new_state(self, rows: int = 1, capacity: int = 256, min_rows: int = 1) -> DecoderState:
+        """The low-level interface: an empty cache for `rows` sequences of `capacity` tokens; it grows.
+
+        With `min_rows` of 2 its numbers are those of speculative requests (see `new_state` there).
+        """
+        return new_state(self.graph, rows, capacity, min_rows=min_rows)
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is read as."""
@@ -146,6 +168,8 @@ class Decoder:
     def close(self) -> None:
         """Release the session; requests that are running end normally."""
         self._open_graph = None
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> Self:
         return self
@@ -168,10 +192,13 @@ class Decoder:
         options: Options,
         interruption: Interruption,
         streamed: bool,
-    ) -> tuple[DecodeLoop, list[Answer]]:
+    ) -> tuple[TokenLoop, list[Answer]]:
         graph, truncate = self.graph, options.get("truncate")
         chosen = self.defaults.changed({k: v for k, v in options.items() if k not in _NOT_GENERATION})
-        reads: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+        drafting = drafting_for(
+            self._asked(options), self.manifest.speculation, graph, len(prompts), self._draft
+        )
+        reads: list[Int64s] = []
         answers: list[Answer] = []
         longest = 0
         for row, prompt in enumerate(prompts):
@@ -183,17 +210,41 @@ class Decoder:
             answers.append(Answer(chosen, limit, sampler, detokenizer, streamed))
             reads.append(np.array(tokens, np.int64))
             longest = max(longest, limit)
-        return DecodeLoop(graph, reads, answers, longest, interruption), answers
+        if drafting.max_draft_tokens > 0:
+            loop = speculative_loop(drafting, graph, reads[0], answers[0], longest, chosen, interruption)
+            return loop, answers
+        return DecodeLoop(graph, reads, answers, longest, interruption, drafting.min_rows), answers
+
+    def _asked(self, options: Options) -> DraftRequest:
+        assistant = options.get("assistant_model")
+        if assistant is not None:
+            if not isinstance(assistant, Decoder):
+                raise RequestError(f"assistant_model is {assistant!r:.60}; pass a Decoder that `load` gave.")
+            check_draft(self, assistant)
+        return DraftRequest(
+            options.get("max_draft_tokens"),
+            options.get("prompt_lookup_num_tokens"),
+            assistant,
+            options.get("min_rows"),
+        )
 
 
-_NOT_GENERATION = ("deadline", "cancel", "truncate")
+_NOT_GENERATION = (
+    "deadline",
+    "cancel",
+    "truncate",
+    "max_draft_tokens",
+    "prompt_lookup_num_tokens",
+    "assistant_model",
+    "min_rows",
+)
 
 
 def _interruption(options: Options) -> Interruption:
     return Interruption(options.get("cancel"), options.get("deadline"))
 
 
-def _pieces(loop: DecodeLoop, answer: Answer, interruption: Interruption) -> Generator[str, None, Result]:
+def _pieces(loop: TokenLoop, answer: Answer, interruption: Interruption) -> Generator[str, None, Result]:
     shown: list[str] = []
     with interruption:
         for _ in loop.steps():
@@ -208,7 +259,7 @@ def _pieces(loop: DecodeLoop, answer: Answer, interruption: Interruption) -> Gen
     return _result(loop, 0, answer, "".join(shown))
 
 
-def _result(loop: DecodeLoop, row: int, answer: Answer, text: str) -> Result:
+def _result(loop: TokenLoop, row: int, answer: Answer, text: str) -> Result:
     if answer.finish_reason is None:
         raise RequestError("The request has not ended.")
     return Result(text, tuple(answer.tokens), answer.finish_reason, loop.stats(row))

@@ -16,6 +16,7 @@ import onnxruntime
 
 from onnxforge.runtimes.binding import Floats, Int64s
 from onnxforge.runtimes.decoder_graph import DecoderGraph
+from onnxforge.runtimes.errors import RequestError
 from onnxforge.runtimes.plain_state import PlainState
 from onnxforge.runtimes.session import new_run_options
 from onnxforge.runtimes.shared_state import SharedState
@@ -53,10 +54,24 @@ class DecoderState(Protocol):
 
 
 def new_state(
-    graph: DecoderGraph, rows: int, capacity: int, run_options: onnxruntime.RunOptions | None = None
+    graph: DecoderGraph,
+    rows: int,
+    capacity: int,
+    run_options: onnxruntime.RunOptions | None = None,
+    min_rows: int = 1,
 ) -> DecoderState:
-    """An empty state for `rows` sequences with room for `capacity` tokens each; the room grows as needed."""
+    """An empty state for `rows` sequences with room for `capacity` tokens each; the room grows as needed.
+
+    With `min_rows` of 2 every run reads an even number of tokens (`SharedState`); then `rows` is 1, and an
+    odd run that ends with the context's very last token is a ContextOverflow. Raises RequestError for other
+    states.
+    """
     options = new_run_options() if run_options is None else run_options
+    if min_rows > 1 and (rows > 1 or not graph.shared_cache):
+        raise RequestError(
+            f"min_rows is {min_rows}: that needs one sequence and GroupQueryAttention's shared cache, and "
+            f"this is {rows} {'with' if graph.shared_cache else 'without'} it. Pass min_rows=1."
+        )
     if graph.shared_cache:
-        return SharedState(graph, rows, capacity, options)
+        return SharedState(graph, rows, capacity, options, min_rows)
     return PlainState(graph, rows, options)

@@ -21,18 +21,27 @@ Verify = Literal["cached", "full", "off"]
 
 
 def load(
-    path: str | Path, *, provider: str | None = None, threads: int | None = None, verify: Verify = "cached"
+    path: str | Path,
+    *,
+    provider: str | None = None,
+    threads: int | None = None,
+    verify: Verify = "cached",
+    draft: str | Path | None = None,
 ) -> Model:
     """Load an artifact folder that compile wrote.
 
     `provider` is ``cpu``, ``cuda``, ``tensorrt`` or a full name; by default the one it was compiled for.
     `threads` is the number of CPU threads of one run. `verify`: ``cached`` hashes a large file only when it
     changed since it last passed, ``full`` hashes everything, ``off`` trusts the folder.
+    `draft` is the folder of a smaller decoder with the same tokenizer, which then drafts for every request
+    (speculative decoding) that does not say otherwise.
     Raises ArtifactError when the folder is not the artifact that was written, RequestError when this machine
     cannot run it as asked.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
+    if draft is not None and manifest.task != DECODER_TASK:
+        raise RequestError(f"{folder} is an encoder ({manifest.task}): nothing can be drafted for it.")
     if verify not in ("cached", "full", "off"):
         raise RequestError(f"verify is {verify!r}; pass 'cached', 'full' or 'off'.")
     if verify != "off":
@@ -57,4 +66,12 @@ def load(
     )
     defaults = options_from_config(read_optional_json(folder / "generation_config.json"), config)
     template = read_chat_template(folder, tokenizer.special_tokens)
-    return Decoder(folder, manifest, graph, tokenizer, template, defaults)
+    assistant = None if draft is None else _load_draft(Path(draft), provider, threads, verify)
+    return Decoder(folder, manifest, graph, tokenizer, template, defaults, assistant)
+
+
+def _load_draft(folder: Path, provider: str | None, threads: int | None, verify: Verify) -> Decoder:
+    found = load(folder, provider=provider, threads=threads, verify=verify)
+    if not isinstance(found, Decoder):
+        raise RequestError(f"{folder} is an encoder ({found.manifest.task}) and cannot draft tokens.")
+    return found

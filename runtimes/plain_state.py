@@ -55,12 +55,12 @@ class PlainState:
         chunk = prompt_chunk(self._graph, self.rows)
         for start in range(0, width, chunk):
             part = slice(start, start + chunk)
-            logits = self._run(padded[:, part], real[:, part], last_only=True)
+            logits = self._run(padded[:, part], real[:, part], keep=1)
         return logits[:, -1]
 
     def step(self, tokens: Int64s, last_only: bool = False) -> Floats:
         """Read tokens [rows, n]; see `DecoderState.step`."""
-        return self._run(tokens, np.ones_like(tokens), last_only)
+        return self._run(tokens, np.ones_like(tokens), 1 if last_only else tokens.shape[1])
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens of every row."""
@@ -76,7 +76,7 @@ class PlainState:
         self._mask = self._mask[chosen]
         self._replace([value.numpy()[chosen] for value in self._past])
 
-    def _run(self, tokens: Int64s, real: Int64s, last_only: bool) -> Floats:
+    def _run(self, tokens: Int64s, real: Int64s, keep: int) -> Floats:
         mask = np.concatenate([self._mask, real], axis=1)
         longest = int(mask.sum(axis=1).max())
         if longest > self._graph.context_length:
@@ -90,7 +90,7 @@ class PlainState:
         for tensor, past in zip(self._graph.cache, self._past, strict=True):
             io.bind_ortvalue_input(tensor.past, past)
             io.bind_output(tensor.present, self._graph.device)
-        logits = self._binding.run(tokens, mask, positions, last_only)
+        logits = self._binding.run(tokens, mask, positions, keep)
         # outputs come in the order they were first bound: the cache, then the logits
         self._past = io.get_outputs()[: len(self._graph.cache)]
         self._mask = mask

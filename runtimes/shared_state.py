@@ -20,13 +20,24 @@ class SharedState:
     several tokens at once after the first run are possible for one row only. So prompts are read row by row,
     each straight into its own lines of the common buffer: no padding is computed, and a row's prompt gives
     the same numbers as it does alone.
+
+    Kernels that work on rows by pairs (or more) have another form for a single one, which rounds otherwise:
+    GroupQueryAttention and MatMulNBits for a run of one token, and both for the last token of some odd runs.
+    With `min_rows` of 2 every run is even, and even runs of any lengths agree bit for bit. A run that would
+    be odd reads its last token again, behind it, and forgets that.
     """
 
     def __init__(
-        self, graph: DecoderGraph, rows: int, capacity: int, run_options: onnxruntime.RunOptions
+        self,
+        graph: DecoderGraph,
+        rows: int,
+        capacity: int,
+        run_options: onnxruntime.RunOptions,
+        min_rows: int = 1,
     ) -> None:
         self._graph = graph
         self._run_options = run_options
+        self._min_rows = min_rows
         self._binding = StepBinding(graph, run_options)
         self._lengths = np.zeros(rows, np.int64)
         self._capacity = 0
@@ -56,7 +67,8 @@ class SharedState:
 
     def prompt(self, prompts: Sequence[Int64s]) -> Floats:
         """Read one prompt per row; logits float32 [rows, vocabulary] after each last token."""
-        self._reserve(int((self._lengths + [len(tokens) for tokens in prompts]).max()))
+        counts = [len(tokens) + self._spare(len(tokens)) for tokens in prompts]
+        self._reserve(int((self._lengths + counts).max()))
         if self.rows == 1:
             return self._read_row(self._binding, 0, prompts[0])
         found = np.empty((self.rows, self._graph.vocabulary), np.float32)
@@ -72,8 +84,9 @@ class SharedState:
             raise RequestError(
                 "GroupQueryAttention reads several tokens at once for one row only; step by one."
             )
-        self._reserve(int(self._lengths.max()) + tokens.shape[1])
-        return self._run(self._binding, slice(None), tokens, last_only)
+        count = tokens.shape[1]
+        self._reserve(int(self._lengths.max()) + count + self._spare(count))
+        return self._run(self._binding, slice(None), tokens, 1 if last_only else count)
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens of every row: the lines stay and are overwritten."""
@@ -89,18 +102,28 @@ class SharedState:
 
     def _read_row(self, binding: StepBinding, row: int, tokens: Int64s) -> Floats:
         chunk = prompt_chunk(self._graph, 1)
+        chunk = max(chunk - chunk % self._min_rows, self._min_rows)
         for start in range(0, len(tokens), chunk):
             part = tokens[None, start : start + chunk]
-            logits = self._run(binding, slice(row, row + 1), part, last_only=True)
+            logits = self._run(binding, slice(row, row + 1), part, keep=1)
         return logits[:, -1]
 
-    def _run(self, binding: StepBinding, rows: slice, tokens: Int64s, last_only: bool) -> Floats:
-        before = self._lengths[rows]
-        after = before + tokens.shape[1]
-        positions = before[:, None] + np.arange(tokens.shape[1]) if self._graph.takes_positions else None
-        logits = binding.run(tokens, self._mask(after), positions, last_only)
-        self._lengths[rows] = after
-        return logits
+    def _run(self, binding: StepBinding, rows: slice, tokens: Int64s, keep: int) -> Floats:
+        before, count = self._lengths[rows], tokens.shape[1]
+        spare = self._spare(count)
+        if spare:
+            tokens = np.concatenate([tokens, np.repeat(tokens[:, -1:], spare, axis=1)], axis=1)
+        positions = before[:, None] + np.arange(count + spare) if self._graph.takes_positions else None
+        kept = keep + spare
+        kept += self._spare(kept)  # the head's kernels too work on rows by pairs
+        logits = binding.run(tokens, self._mask(before + count + spare), positions, kept)
+        self._lengths[rows] = before + count
+        last = kept - spare
+        return logits[:, last - keep : last]
+
+    def _spare(self, count: int) -> int:
+        """Rows that a run of `count` tokens needs besides."""
+        return -count % self._min_rows
 
     def _mask(self, lengths: Int64s) -> Int64s:
         if len(lengths) == 1:

@@ -9,7 +9,9 @@ from onnxforge.runtimes.json_fields import JsonFields
 
 DrafterName = Literal["ngram", "layer-skip"]
 MOST_DRAFT_TOKENS = 31
-"""Drafted tokens of one step, at most: rows of one step were compared bit for bit up to 32."""
+"""Drafted tokens of one step, at most: steps were compared bit for bit up to 32 rows."""
+ROWS = 2
+"""Runs of a request that drafts read a multiple of this: even runs agree bit for bit (`SharedState`)."""
 _NAMES: Mapping[str, DrafterName] = {"ngram": "ngram", "layer-skip": "layer-skip"}
 
 
@@ -26,7 +28,7 @@ class Speculation:
     max_draft_tokens: int
     """Drafted tokens per step, at most; 0 only where not enabled."""
     min_rows: int = 2
-    """Tokens that every run reads, at least; 2 or more where enabled, 1 for plain decoding."""
+    """Every run reads a multiple of so many tokens: 2 where enabled, 1 for plain decoding."""
     drafter: DrafterName = "ngram"
     step_cost: tuple[float, ...] = ()
     """Time of a step of 1, 2, 3, ... rows over that of one row: the first is 1. Empty: not measured."""
@@ -74,8 +76,8 @@ def _problems(found: Speculation) -> list[str]:
         problems.append(
             f"max_draft_tokens is {found.max_draft_tokens}, which is not 0 to {MOST_DRAFT_TOKENS}"
         )
-    if found.min_rows < 1 or (found.enabled and found.min_rows < 2):
-        problems.append(f"min_rows is {found.min_rows}; drafting needs 2 or more")
+    if found.min_rows not in (1, ROWS) or (found.enabled and found.min_rows != ROWS):
+        problems.append(f"min_rows is {found.min_rows}; drafting needs {ROWS}, plain decoding 1")
     if found.enabled and found.max_draft_tokens == 0:
         problems.append("enabled with max_draft_tokens 0")
     if found.step_cost and (found.step_cost[0] != 1.0 or min(found.step_cost) <= 0):

@@ -50,6 +50,21 @@ class TextTokenizer:
         found: int | None = self._tokenizer.token_to_id(text)
         return found
 
+    def difference(self, other: "TextTokenizer") -> str | None:
+        """What tells two vocabularies apart, in words; None when every token has one id in both."""
+        own: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        its: dict[str, int] = other._tokenizer.get_vocab(with_added_tokens=True)
+        if own == its:
+            return None
+        differing = sorted(
+            (own.keys() ^ its.keys()) | {token for token in own if its.get(token) != own[token]}
+        )
+        token = differing[0]
+        return (
+            f"{len(differing)} tokens differ (of {len(own)} and {len(its)}), such as {token!r}: "
+            f"id {own.get(token)} and id {its.get(token)}"
+        )
+
     @property
     def pad_id(self) -> int:
         """The id that fills the end of shorter texts; masked, so 0 when the model has none."""
