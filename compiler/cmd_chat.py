@@ -30,6 +30,8 @@ def chat(
     repetition_penalty: flags.RepetitionPenalty = None,
     seed: flags.Seed = None,
     stop: flags.Stop = None,
+    max_draft_tokens: flags.MaxDraftTokens = None,
+    draft: flags.Draft = None,
     threads: Threads = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -51,6 +53,7 @@ def chat(
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
+            max_draft_tokens=max_draft_tokens,
         ) as stream:
             for piece in stream:
                 if not as_json:
@@ -59,7 +62,7 @@ def chat(
                 print()
             return stream.result.text
 
-    with load_decoder(folder, threads) as model:
+    with load_decoder(folder, threads, draft) as model:
         if sys.stdin.isatty():
             _converse(model, opening, answer)
             return

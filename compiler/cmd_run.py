@@ -11,7 +11,7 @@ from onnxforge.compiler import generation_flags as flags
 from onnxforge.compiler.options import Artifact, AsJson, Debug, Threads
 
 if TYPE_CHECKING:
-    from onnxforge.runtimes import Decoder
+    from onnxforge.runtimes import Decoder, Result
 
 _MOST_NEW_TOKENS = 128
 _Prompt = Annotated[
@@ -44,6 +44,8 @@ def run(
     seed: flags.Seed = None,
     stop: flags.Stop = None,
     truncate: _Truncate = False,
+    max_draft_tokens: flags.MaxDraftTokens = None,
+    draft: flags.Draft = None,
     threads: Threads = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -53,7 +55,7 @@ def run(
     from onnxforge.compiler.terminal import piped_text, show
     from onnxforge.runtimes import Encoder
 
-    with load_any(folder, threads) as model:
+    with load_any(folder, threads, draft) as model:
         text = piped_text() if prompt is None else prompt
         if isinstance(model, Encoder):
             predictions = [dataclasses.asdict(found) for found in model.predict([text])[0]]
@@ -70,6 +72,7 @@ def run(
             seed=seed,
             stop=stop,
             truncate="left" if truncate else None,
+            max_draft_tokens=max_draft_tokens,
         ) as stream:
             for piece in stream:
                 if not as_json:
@@ -79,11 +82,21 @@ def run(
         print(json.dumps({"prompt": text, **dataclasses.asdict(result)}))
         return
     print(flush=True)
+    print(_summary(result), file=sys.stderr)
+
+
+def _summary(result: "Result") -> str:
     stats = result.stats
-    print(
+    line = (
         f"{stats.prompt_tokens} prompt tokens at {stats.prefill_tokens_per_s:.1f}/s, "
-        f"{stats.new_tokens} new at {stats.decode_tokens_per_s:.1f}/s, ended by {result.finish_reason}",
-        file=sys.stderr,
+        f"{stats.new_tokens} new at {stats.decode_tokens_per_s:.1f}/s, ended by {result.finish_reason}"
+    )
+    drafts = stats.speculative
+    if drafts is None:
+        return line
+    return (
+        f"{line}; {drafts.draft_tokens_accepted} of {drafts.draft_tokens_proposed} drafted tokens accepted, "
+        f"{drafts.mean_emitted_tokens_per_round:.2f} tokens per step"
     )
 
 

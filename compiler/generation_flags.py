@@ -1,5 +1,6 @@
 """The generation options of ``run`` and ``chat``: transformers' names and meanings."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,4 +17,21 @@ TopK = Annotated[int | None, typer.Option(help="Draw from so many likeliest toke
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens with this share together.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1 discourages what was said before.")]
 Seed = Annotated[int | None, typer.Option(help="For the same draw again.")]
+MaxDraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-draft-tokens",
+        help="Speculative decoding: draft at most so many tokens per step; 0: none. Default: the artifact's.",
+        show_default=False,
+    ),
+]
+Draft = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft",
+        metavar="DIR",
+        help="A smaller artifact with the same tokenizer drafts. Default: n-grams of the text.",
+        show_default=False,
+    ),
+]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; repeat for more.")]

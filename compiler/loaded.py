@@ -6,19 +6,19 @@ from onnxforge.compiler.errors import RequestRefused
 from onnxforge.runtimes import Decoder, Encoder, Model, load
 
 
-def load_any(folder: Path, threads: int | None) -> Model:
-    """Whatever is in ``folder``."""
-    return load(folder, threads=threads)
+def load_any(folder: Path, threads: int | None, draft: Path | None = None) -> Model:
+    """Whatever is in ``folder``; ``draft`` drafts for it."""
+    return load(folder, threads=threads, draft=draft)
 
 
-def load_decoder(folder: Path, threads: int | None) -> Decoder:
-    """The decoder in ``folder``.
+def load_decoder(folder: Path, threads: int | None, draft: Path | None = None) -> Decoder:
+    """The decoder in ``folder``; ``draft`` drafts for it.
 
     Raises:
         ArtifactError: no whole artifact is there.
         RequestRefused: it is an encoder.
     """
-    model = load_any(folder, threads)
+    model = load_any(folder, threads, draft)
     if isinstance(model, Decoder):
         return model
     model.close()

@@ -33,11 +33,18 @@ class _Answer:
 
 def test_every_generation_flag_reaches_the_model(monkeypatch, capsys, tmp_path):
     model = _Listener()
-    monkeypatch.setattr(loaded, "load_decoder", lambda folder, threads: model)
+    drafts: list[object] = []
+
+    def loading(folder, threads, draft):
+        drafts.append(draft)
+        return model
+
+    monkeypatch.setattr(loaded, "load_decoder", loading)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     flags = ("--top-k", "7", "--top-p", "0.5", "--repetition-penalty", "1.5", "--temperature", "2")
     more = ("--stop", "###", "--stop", "END", "--seed", "3", "--do-sample", "-n", "9", "--system", "be brief")
-    assert cli.run_verb("chat", [str(tmp_path), *flags, *more]) == 0
+    drafting = ("--max-draft-tokens", "6", "--draft", str(tmp_path))
+    assert cli.run_verb("chat", [str(tmp_path), *flags, *more, *drafting]) == 0
     assert capsys.readouterr().out == "yes\n"
     assert model.asked == {
         "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}],
@@ -49,4 +56,6 @@ def test_every_generation_flag_reaches_the_model(monkeypatch, capsys, tmp_path):
         "repetition_penalty": 1.5,
         "seed": 3,
         "stop": ["###", "END"],
+        "max_draft_tokens": 6,
     }
+    assert drafts == [tmp_path]

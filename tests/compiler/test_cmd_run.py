@@ -26,6 +26,27 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict,
     return code, json.loads(out), err
 
 
+def test_drafting_changes_no_token_and_is_counted(small: str, capsys: pytest.CaptureFixture[str]):
+    plain = run(capsys, small, "hello", "-n", "12")[1]
+    assert plain["stats"]["speculative"] is None
+    for options in (
+        ("--max-draft-tokens", "4"),
+        ("--draft", small),
+        ("--draft", small, "--max-draft-tokens", "2"),
+    ):
+        code, found, _ = run(capsys, small, "hello", "-n", "12", *options)
+        assert code == 0
+        assert found["text"] == plain["text"]
+        stats = found["stats"]["speculative"]
+        assert 0 < stats["rounds"] <= 11
+        assert (stats["draft_forward_passes"] > 0) == ("--draft" in options)
+    code = cli.run_verb("run", [small, "hello", "-n", "12", "--greedy", "--max-draft-tokens", "4"])
+    assert code == 0
+    assert "drafted tokens accepted" in capsys.readouterr().err
+    assert cli.run_verb("run", [small, "hello", "--max-draft-tokens", "24"]) == 2
+    assert "max_draft_tokens is 24; pass a whole number from 0 (no drafts) to 23" in capsys.readouterr().err
+
+
 def test_without_a_number_what_fits_is_written(small: str, capsys: pytest.CaptureFixture[str]):
     code, found, _ = run(capsys, small, "hello")
     assert code == 0
