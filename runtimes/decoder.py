@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict, Unpack, cast, overload
+from typing import Self, Unpack, cast, overload
 
 import numpy as np
 
@@ -15,53 +15,25 @@ from onnxforge.runtimes.decode_loop import DecodeLoop
 from onnxforge.runtimes.decoder_graph import DecoderGraph
 from onnxforge.runtimes.decoder_state import DecoderState, new_state
 from onnxforge.runtimes.detokenizer import Detokenizer
-from onnxforge.runtimes.drafting import DraftRequest, check_draft, drafting_for, speculative_loop
+from onnxforge.runtimes.drafting import DraftRequest, drafting_for, speculative_loop
 from onnxforge.runtimes.errors import RequestError
 from onnxforge.runtimes.generation_options import GenerationOptions
-from onnxforge.runtimes.interruption import CancelToken, Interruption
+from onnxforge.runtimes.interruption import Interruption
 from onnxforge.runtimes.prompts import (
     Message,
     Prompt,
     Prompts,
-    Truncate,
     checked_tokens,
     fit_context,
     is_batch,
     is_chat,
 )
+from onnxforge.runtimes.request_options import NOT_GENERATION, Options
 from onnxforge.runtimes.result import Result
 from onnxforge.runtimes.sampling import Sampler
 from onnxforge.runtimes.text_stream import TextStream
 from onnxforge.runtimes.text_tokenizer import TextTokenizer
 from onnxforge.runtimes.token_loop import TokenLoop
-
-
-class Options(TypedDict, total=False):
-    """Options of one request. What is absent or None comes from generation_config.json, then transformers."""
-
-    max_new_tokens: int | None
-    do_sample: bool | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    repetition_penalty: float | None
-    eos_token_id: int | Sequence[int] | None
-    seed: int | None
-    stop: str | Sequence[str] | None
-    """The text ends before the first of these."""
-    deadline: float | None
-    """Seconds from now; then the request ends with what it has, in the middle of a prompt too."""
-    cancel: CancelToken | None
-    truncate: Truncate | None
-    """``left`` drops the oldest prompt tokens instead of raising ContextOverflow."""
-    max_draft_tokens: int | None
-    """Draft so many tokens per step at most (speculative decoding); 0: none. Absent: the artifact's."""
-    prompt_lookup_num_tokens: int | None
-    """transformers' name for `max_draft_tokens` with n-gram drafts."""
-    assistant_model: "Decoder | None"
-    """The decoder that drafts, with the same tokenizer; absent: the one given to `load`, else n-grams."""
-    min_rows: int | None
-    """2: the tokens that drafting gives, without it: every run reads an even number of tokens."""
 
 
 class Decoder:
@@ -76,11 +48,10 @@ class Decoder:
         chat_template: ChatTemplate | None,
         defaults: GenerationOptions,
         draft: "Decoder | None" = None,
+        draft_graph: DecoderGraph | None = None,
     ) -> None:
-        """`draft` drafts for requests that do not name another; it is closed with this model.
-
-        Raises RequestError when its tokens are others.
-        """
+        """`draft` drafts for requests that name no other; without it, `draft_graph`, the artifact's own. Both
+        are closed with this model. Raises RequestError when the tokens of `draft` are others."""
         self.folder = folder
         self.manifest = manifest
         self.tokenizer = tokenizer
@@ -88,8 +59,9 @@ class Decoder:
         self.defaults = defaults
         self._open_graph: DecoderGraph | None = graph
         self._draft = draft
+        self._draft_graph = draft_graph
         if draft is not None:
-            check_draft(self, draft)
+            _check_draft(self, draft)
 
     @property
     def graph(self) -> DecoderGraph:
@@ -167,7 +139,7 @@ class Decoder:
 
     def close(self) -> None:
         """Release the session; requests that are running end normally."""
-        self._open_graph = None
+        self._open_graph = self._draft_graph = None
         if self._draft is not None:
             self._draft.close()
 
@@ -194,10 +166,9 @@ class Decoder:
         streamed: bool,
     ) -> tuple[TokenLoop, list[Answer]]:
         graph, truncate = self.graph, options.get("truncate")
-        chosen = self.defaults.changed({k: v for k, v in options.items() if k not in _NOT_GENERATION})
-        drafting = drafting_for(
-            self._asked(options), self.manifest.speculation, graph, len(prompts), self._draft
-        )
+        chosen = self.defaults.changed({k: v for k, v in options.items() if k not in NOT_GENERATION})
+        draft = self._draft_graph if self._draft is None else self._draft.graph
+        drafting = drafting_for(self._asked(options), self.manifest.speculation, graph, len(prompts), draft)
         reads: list[Int64s] = []
         answers: list[Answer] = []
         longest = 0
@@ -220,24 +191,23 @@ class Decoder:
         if assistant is not None:
             if not isinstance(assistant, Decoder):
                 raise RequestError(f"assistant_model is {assistant!r:.60}; pass a Decoder that `load` gave.")
-            check_draft(self, assistant)
+            _check_draft(self, assistant)
         return DraftRequest(
             options.get("max_draft_tokens"),
             options.get("prompt_lookup_num_tokens"),
-            assistant,
+            None if assistant is None else assistant.graph,
             options.get("min_rows"),
         )
 
 
-_NOT_GENERATION = (
-    "deadline",
-    "cancel",
-    "truncate",
-    "max_draft_tokens",
-    "prompt_lookup_num_tokens",
-    "assistant_model",
-    "min_rows",
-)
+def _check_draft(target: Decoder, draft: Decoder) -> None:
+    """Raises RequestError when the draft's tokens are not the target's."""
+    difference = target.tokenizer.difference(draft.tokenizer)
+    if difference is not None:
+        raise RequestError(
+            f"{draft.folder} cannot draft for {target.folder}: {difference}. A draft model needs the very "
+            "tokenizer of its target; take a smaller model of the same family."
+        )
 
 
 def _interruption(options: Options) -> Interruption:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from onnxforge.runtimes.answer import Answer
 from onnxforge.runtimes.binding import Int64s
@@ -20,9 +19,6 @@ from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, ROWS, Speculation
 from onnxforge.runtimes.speculative_loop import SpeculativeLoop
 from onnxforge.runtimes.step_cost import StepCost
 
-if TYPE_CHECKING:
-    from onnxforge.runtimes.decoder import Decoder
-
 _USUAL = 8
 """Draft tokens per step, at most, of a request that names a draft model and no number."""
 
@@ -33,7 +29,7 @@ class DraftRequest:
 
     max_draft_tokens: int | None = None
     prompt_lookup_num_tokens: int | None = None
-    assistant_model: "Decoder | None" = None
+    assistant_model: DecoderGraph | None = None
     min_rows: int | None = None
 
 
@@ -51,7 +47,11 @@ class Drafting:
 
 
 def drafting_for(
-    asked: DraftRequest, default: Speculation | None, graph: DecoderGraph, rows: int, draft: "Decoder | None"
+    asked: DraftRequest,
+    default: Speculation | None,
+    graph: DecoderGraph,
+    rows: int,
+    draft: DecoderGraph | None,
 ) -> Drafting:
     """What a request of `rows` prompts does; `draft` is the draft model that the target was loaded with.
 
@@ -78,19 +78,9 @@ def drafting_for(
     return Drafting(
         max_draft_tokens=count,
         min_rows=asked.min_rows or usual_rows,
-        assistant=assistant.graph if assistant is not None and count > 0 else None,
+        assistant=assistant if count > 0 else None,
         step_cost=default.step_cost if default is not None else (),
     )
-
-
-def check_draft(target: "Decoder", draft: "Decoder") -> None:
-    """Raises RequestError when the draft's tokens are not the target's."""
-    difference = target.tokenizer.difference(draft.tokenizer)
-    if difference is not None:
-        raise RequestError(
-            f"{draft.folder} cannot draft for {target.folder}: {difference}. A draft model needs the very "
-            "tokenizer of its target; take a smaller model of the same family."
-        )
 
 
 def speculative_loop(

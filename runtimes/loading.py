@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from onnxforge.runtimes.artifact import DECODER_TASK, read_manifest
+from onnxforge.runtimes.artifact import DECODER_TASK, Manifest, read_manifest
 from onnxforge.runtimes.chat_template import read_chat_template
 from onnxforge.runtimes.decoder import Decoder
-from onnxforge.runtimes.decoder_graph import read_graph
+from onnxforge.runtimes.decoder_graph import DecoderGraph, read_graph
 from onnxforge.runtimes.encoder import Encoder
 from onnxforge.runtimes.encoder_settings import read_encoder_settings
 from onnxforge.runtimes.errors import RequestError
@@ -67,7 +67,22 @@ def load(
     defaults = options_from_config(read_optional_json(folder / "generation_config.json"), config)
     template = read_chat_template(folder, tokenizer.special_tokens)
     assistant = None if draft is None else _load_draft(Path(draft), provider, threads, verify)
-    return Decoder(folder, manifest, graph, tokenizer, template, defaults, assistant)
+    own = None if assistant is not None else _own_draft(folder, manifest, name, threads, graph.vocabulary)
+    return Decoder(folder, manifest, graph, tokenizer, template, defaults, assistant, own)
+
+
+def _own_draft(
+    folder: Path, manifest: Manifest, provider: str, threads: int | None, vocabulary: int
+) -> DecoderGraph | None:
+    """The draft that an artifact brings for itself (layers left out, on the same weight file)."""
+    speculation = manifest.speculation
+    if speculation is None or not speculation.enabled or speculation.draft_graph is None:
+        return None
+    session = open_session(
+        folder / speculation.draft_graph, provider, manifest.session, threads, options_for(provider, manifest)
+    )
+    device = device_of(provider)
+    return read_graph(session, device, manifest.context_length, manifest.shared_cache, vocabulary)
 
 
 def _load_draft(folder: Path, provider: str | None, threads: int | None, verify: Verify) -> Decoder:
