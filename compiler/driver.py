@@ -165,6 +165,7 @@ def _seal(folder: Path, built: Built, request: CompileRequest, proof: Proof) -> 
         manifest,
         files=file_records(folder, manifest.files),
         summary={**manifest.summary, **calibrated, **proof.summary, "proof": request.proof},
+        speculation=proof.speculation,
     )
     write_manifest(folder, sealed)
     failpoint("after-seal")

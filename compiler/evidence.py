@@ -18,6 +18,7 @@ from onnxforge.compiler.proof_decoding import DecodingParity
 from onnxforge.compiler.proof_layers import LayerError
 from onnxforge.compiler.quantizer_report import QuantizerReport
 from onnxforge.compiler.roofline import Machine, Roofline
+from onnxforge.compiler.speculation_types import SpeculationReport
 from onnxforge.compiler.speed_types import SpeedReport
 from onnxforge.compiler.structure_check import StructureCheck
 from onnxforge.compiler.traffic import Traffic
@@ -87,6 +88,8 @@ class Evidence:
     baseline_speed: SpeedReport | None = None
     machine: Machine | None = None
     rooflines: tuple[Roofline, ...] = ()
+    speculation: SpeculationReport | None = None
+    """None where it was not measured: encoders, other providers, caches that cannot be rewound."""
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     """What a reader must know to read the numbers rightly: what was not measured, and why."""

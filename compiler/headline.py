@@ -24,6 +24,7 @@ def headline(result: CompileResult) -> str:
             ("graph", _graph(found)),
             ("quality", _quality(found)),
             ("speed", _speed(found)),
+            ("drafts", _drafts(found)),
             ("memory", _memory(found)),
             ("verified", _unverified(found)),
             ("left", _left(found)),
@@ -68,6 +69,14 @@ def _speed(found: Summary) -> str:
     if "roofline_percent" in found:
         parts.append(f"{found['roofline_percent']:.0f}% of the memory bound")
     return ", ".join(parts)
+
+
+def _drafts(found: Summary) -> str:
+    """Whether requests speculate by default, and why."""
+    if "speculation" not in found:
+        return ""
+    state = f"up to {found['speculation_draft_tokens']} tokens a step" if found["speculation"] else "off"
+    return f"{state}: {found['speculation_reason']}"
 
 
 def _memory(found: Summary) -> str:

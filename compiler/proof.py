@@ -18,6 +18,7 @@ from onnxforge.compiler.calibration_notes import calibration_notes
 from onnxforge.compiler.evidence import Evidence, Verdict
 from onnxforge.compiler.observe import Ledger, graph_stats
 from onnxforge.compiler.proof_quality import quality
+from onnxforge.compiler.proof_speculation import as_default, complaint, speculation
 from onnxforge.compiler.proof_speed import speed
 from onnxforge.compiler.proof_summary import summarize
 from onnxforge.compiler.proof_types import EXPORT, METRICS, Proof, ProofOptions
@@ -68,6 +69,7 @@ def prove(
         if options.speed and evidence.is_verified:
             yardstick = EXPORT if options.target == options.baseline else options.baseline
             evidence = speed(evidence, staging, references.folder(yardstick), options)
+            evidence = speculation(evidence, staging, options.speculation)
     evidence = replace(evidence, summary=summarize(evidence))
     verdicts, notes = judge(evidence, options.budget)
     notes = (*_standing(evidence), *calibration_notes(model, source, options.text), *notes)
@@ -78,7 +80,14 @@ def prove(
     missed += [f"promised that {check.rule}, found {check.found}" for check in broken]
     if evidence.quantizers is not None and evidence.quantizers.complaint:
         missed.append(evidence.quantizers.complaint)
-    return Proof(evidence.summary, tuple(missed), worst_layers(evidence) if missed else "")
+    if broken_promise := complaint(evidence.speculation):
+        missed.append(broken_promise)
+    return Proof(
+        summary=evidence.summary,
+        missed=tuple(missed),
+        speculation=as_default(evidence.speculation),
+        worst=worst_layers(evidence) if missed else "",
+    )
 
 
 def _standing(evidence: Evidence) -> tuple[str, ...]:

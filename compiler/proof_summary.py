@@ -1,6 +1,7 @@
 """The headline numbers of a proof, by the names that budgets, manifests and scripts use."""
 
 from onnxforge.compiler.evidence import Evidence
+from onnxforge.compiler.speculation_types import SpeculationReport
 from onnxforge.compiler.speed_types import SpeedReport
 
 
@@ -47,6 +48,20 @@ def summarize(evidence: Evidence) -> dict[str, float | str | bool]:
         decode = next((r for r in evidence.rooflines if r.bytes_per_token), None)
         if decode is not None:
             found |= {"bytes_per_token": decode.bytes_per_token, "roofline_percent": round(decode.percent, 2)}
+    if (drafts := evidence.speculation) is not None:
+        found |= _speculation(drafts)
+    return found
+
+
+def _speculation(drafts: SpeculationReport) -> dict[str, float | str | bool]:
+    found: dict[str, float | str | bool] = {
+        "speculation": drafts.enabled,
+        "speculation_draft_tokens": drafts.draft_tokens,
+        "speculation_reason": drafts.reason,
+    }
+    for name, grounded in (("grounded", True), ("open", False)):
+        if (speed := drafts.measured(grounded)) is not None:
+            found[f"speculation_{name}_speed_ratio"] = round(speed, 4)
     return found
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxforge.compiler.targets import BudgetLine
+from onnxforge.runtimes.speculation import Speculation
 
 EXPORT = "export"
 """The name under which ``build_reference`` builds the source's own graph: exported, and no pass applied."""
@@ -60,6 +61,8 @@ class ProofOptions:
     speed: bool = True
     """``False`` leaves the clocks out (for tests, and for machines that are not quiet)."""
     seed: int = 0
+    speculation: int | None = None
+    """As the target has it: a draft length, 0 for never, None to measure (with the clocks) and decide."""
 
 
 @dataclass(frozen=True)
@@ -68,5 +71,7 @@ class Proof:
 
     summary: Mapping[str, float | str | bool] = field(default_factory=dict)
     missed: tuple[str, ...] = ()
+    speculation: Speculation | None = None
+    """What requests are to do by default; None where nothing was measured."""
     worst: str = ""
     """Which layers to look at first when something was missed."""

@@ -7,6 +7,7 @@ from onnxforge.compiler.evidence import Evidence, cpu_name, versions
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.quantizer_section import quantizer_section
 from onnxforge.compiler.sensitivity_section import sensitivity_section
+from onnxforge.compiler.speculation_section import speculation_section
 from onnxforge.compiler.speed_types import SpeedReport, Timing
 
 _MOST_NEAR_MISSES = 8
@@ -22,6 +23,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
         _quality(evidence),
         _speed(evidence),
         _roofline(evidence),
+        speculation_section(evidence.speculation),
         _size(evidence),
         _ledger(evidence),
         _calibration(evidence),

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from onnxforge.compiler.evidence import Evidence
 from onnxforge.compiler.sensitivity_section import draw_sensitivity
+from onnxforge.compiler.speculation_section import draw_speculation
 
 _BEFORE, _AFTER, _GOOD = "#9aa5b1", "#1f6feb", "#2da44e"
 _SIZE = (8.0, 4.5)
@@ -27,6 +28,7 @@ def write_plots(evidence: Evidence, folder: Path) -> dict[str, str]:
         "size.png": ("Bytes of weights, pass by pass", _size_waterfall),
         "operators.png": ("Operators before and after", _operators),
         "speed.png": ("Tokens per second beside the baseline, median and spread", _speed),
+        "speculation.png": ("What drafting costs and brings", _speculation),
         "layers.png": ("Signal-to-noise of every layer against the reference", _layers),
         "sensitivity.png": ("Sensitivity of every MatMul to static W8A8", _sensitivity),
     }
@@ -97,6 +99,10 @@ def _speed(evidence: Evidence, figure: Figure) -> bool:
         axes.set_title(timing.test.name, fontsize=9)
     panels[0].set_ylabel("sentences/s" if evidence.speed.timings[0].test.sentences else "tokens/s")
     return True
+
+
+def _speculation(evidence: Evidence, figure: Figure) -> bool:
+    return draw_speculation(evidence.speculation, figure)
 
 
 def _layers(evidence: Evidence, figure: Figure) -> bool:

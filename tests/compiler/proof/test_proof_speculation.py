@@ -1,0 +1,105 @@
+"""Speculation measured on tiny artifacts, in the process and by the runtime that a compile uses."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from onnxforge.compiler.proof_speculation import as_default, measured, speculation
+from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS
+from onnxforge.compiler.speculation_section import draw_speculation, speculation_section
+from onnxforge.compiler.speed import MeasurementFailed
+from onnxforge.compiler.step_costs import MOST_ROWS
+from onnxforge.runtimes import load
+from onnxforge.runtimes.artifact import read_manifest, write_manifest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "runtimes"))
+
+from tiny_artifacts import PLAIN, SHARED, write_decoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A decoder whose context holds the sample prompts, byte by byte."""
+    return write_decoder(tmp_path_factory.mktemp("speculative"), dataclasses.replace(SHARED, context=1024))
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return measured(folder, None)
+
+
+def test_everything_is_measured_and_a_decision_made(report):
+    assert [len(cost.seconds) for cost in report.costs] == [MOST_ROWS, MOST_ROWS]
+    assert all(min(cost.seconds) > 0 for cost in report.costs)
+    assert report.rows.is_exact
+    assert report.rows.positions > 100
+    assert [f.draft_tokens for f in report.forecasts] == list(range(1, MOST_ROWS))
+    assert [sample.name for sample in report.samples] == [prompt.name for prompt in SAMPLE_PROMPTS]
+    assert all(sample.accepted <= sample.drafted for sample in report.samples)
+    assert all(sample.steps < sample.tokens for sample in report.samples)
+    assert report.draft_tokens in range(1, MOST_ROWS)
+    assert report.forecast is not None
+    assert not report.asked
+    assert "measured" in report.reason
+
+
+def test_the_forecast_knows_how_many_steps_the_runtime_took(folder, report):
+    """Replay and runtime take the same steps where the clock decides nothing: one drafted token at most."""
+    fixed = measured(folder, 1)
+    for grounded in (True, False):
+        runs = [sample for sample in fixed.samples if sample.grounded is grounded]
+        per_step = sum(run.tokens - 1 for run in runs) / sum(run.steps for run in runs)
+        side = fixed.forecast.grounded if grounded else fixed.forecast.open
+        assert per_step == pytest.approx(side.tokens_per_step)
+    assert fixed.asked
+    assert fixed.enabled
+    assert "--speculation 1" in fixed.reason
+
+
+def test_the_report_shows_it(report):
+    page = speculation_section(report)
+    assert "bit for bit the same" in page
+    assert f"**{report.draft_tokens}**" in page
+    assert "**all open**" in page
+    assert draw_speculation(report, Figure())
+    assert speculation_section(None) == ""
+    assert not draw_speculation(None, Figure())
+
+
+def test_an_artifact_with_the_decision_loads_and_goes_by_it(folder, report):
+    before = read_manifest(folder)
+    chosen = as_default(dataclasses.replace(report, enabled=True))
+    write_manifest(folder, dataclasses.replace(before, speculation=chosen))
+    try:
+        with load(folder, threads=1) as model:
+            answer = model.generate("the and the and the and", max_new_tokens=8, do_sample=False)
+        assert answer.stats.speculative is not None
+    finally:
+        write_manifest(folder, before)
+
+
+def test_a_short_context_leaves_nothing_to_measure(tmp_path):
+    found = measured(write_decoder(tmp_path / "short", dataclasses.replace(SHARED, context=64)), None)
+    assert found.rows.is_exact
+    assert (found.forecasts, found.samples, found.draft_tokens, found.enabled) == ((), (), 0, False)
+    assert "gave nothing to measure" in found.reason
+    assert "Forecast" not in speculation_section(found)
+    assert as_default(found) is not None
+
+
+def test_what_cannot_or_shall_not_draft_is_left_alone(folder, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Found:
+        speculation: object = None
+
+    other = write_decoder(tmp_path / "plain", PLAIN)
+    assert speculation(Found(), other, None) == Found()
+    assert speculation(Found(), folder, 0) == Found()
+
+
+def test_a_process_that_dies_says_what_to_do(folder, tmp_path):
+    with pytest.raises(MeasurementFailed, match="--speculation off"):
+        measured(tmp_path / "nothing here", None)
