@@ -30,11 +30,13 @@ class DraftLength:
     is not worth drafting keeps being tried for free, and drafting comes back when it would pay.
     """
 
-    def __init__(self, most: int, cost: StepCost, prior: tuple[float, ...]) -> None:
+    def __init__(self, most: int, cost: StepCost, prior: tuple[float, ...], free: bool = False) -> None:
         """`most`: drafted tokens per step, at most. `prior`: how often guesses of each class are right, at
-        first; the last one holds for all further classes."""
+        first; the last one holds for all further classes. `free`: the drafter's time is nothing, and `cost`
+        speaks of another drafter beside it."""
         self._most = most
         self._cost = cost
+        self._free = free
         rates = [*prior, *[prior[-1]] * MOST_CLASSES][:MOST_CLASSES]
         self._right = [_PRIOR_WEIGHT * rate for rate in rates]
         self._tried = [_PRIOR_WEIGHT] * MOST_CLASSES
@@ -45,7 +47,7 @@ class DraftLength:
     def wanted(self, room: int) -> int:
         """Guesses to ask the drafter for, when `room` could be used; 0: do not ask."""
         most = min(self._most, room)
-        if most <= 0 or self._cost.draft < _FREE:
+        if most <= 0 or self._free or self._cost.draft < _FREE:
             return max(most, 0)
         rate = self._all_right / self._all_tried
         best = self._best([rate] * most, self._cost.draft)
@@ -83,11 +85,15 @@ class DraftLength:
             self._right[kind] = _FORGET * self._right[kind] + right
             self._all_tried = _FORGET * self._all_tried + 1.0
             self._all_right = _FORGET * self._all_right + right
-        self._account(emitted, self._cost.verifying(len(draft)) + len(draft) * self._cost.draft)
+        self._account(emitted, self.time_for(draft))
 
-    def learn_plain(self, emitted: int) -> None:
-        """A step went by without the drafter."""
-        self._account(emitted, self._cost.verifying(0))
+    def learn_plain(self, emitted: int, spent: float | None = None) -> None:
+        """A step went by without the drafter; it took `spent`, by default as long as one without drafts."""
+        self._account(emitted, self._cost.verifying(0) if spent is None else spent)
+
+    def time_for(self, draft: Draft) -> float:
+        """Time of drafting and verifying `draft`, in steps of one row."""
+        return self._cost.verifying(len(draft)) + (0.0 if self._free else len(draft) * self._cost.draft)
 
     def _account(self, emitted: int, spent: float) -> None:
         self._emitted = _FORGET * self._emitted + emitted

@@ -16,7 +16,7 @@ from onnxforge.runtimes.model_drafter import ModelDrafter
 from onnxforge.runtimes.ngram_drafter import NgramDrafter
 from onnxforge.runtimes.sampling import Sampler
 from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, ROWS, Speculation
-from onnxforge.runtimes.speculative_loop import SpeculativeLoop
+from onnxforge.runtimes.speculative_loop import Source, SpeculativeLoop
 from onnxforge.runtimes.step_cost import StepCost
 
 _USUAL = 8
@@ -94,16 +94,19 @@ def speculative_loop(
 ) -> SpeculativeLoop:
     """The loop of a request that drafts; `limit` new tokens at most."""
     capacity = len(prompt) + min(limit, HEADROOM) + drafting.max_draft_tokens
-    filler = NgramDrafter()
-    drafter: NgramDrafter | ModelDrafter = filler
+    ngrams = NgramDrafter()
+    model: ModelDrafter | None = None
     if drafting.assistant is not None:
-        drafter = _model_drafter(drafting.assistant, graph, capacity, options, interruption)
+        model = _model_drafter(drafting.assistant, graph, capacity, options, interruption)
     # Drawn drafts: tokens then hang on how many were drafted, and equal seeds need equal lengths. No clock.
     repeats = drafting.assistant is not None and options.do_sample and options.seed is not None
-    cost = StepCost(drafting.step_cost, drafter.cost, learns=not repeats)
-    length = DraftLength(drafting.max_draft_tokens, cost, drafter.prior)
+    cost = StepCost(drafting.step_cost, ngrams.cost if model is None else model.cost, learns=not repeats)
+    most = drafting.max_draft_tokens
+    sources = [Source(ngrams, DraftLength(most, cost, ngrams.prior, free=True))]
+    if model is not None:
+        sources.insert(0, Source(model, DraftLength(most, cost, model.prior)))
     state = new_state(graph, 1, capacity, interruption.run_options, drafting.min_rows)
-    return SpeculativeLoop(state, prompt, answer, interruption, drafter, filler, length, cost)
+    return SpeculativeLoop(state, prompt, answer, interruption, sources, cost)
 
 
 def _model_drafter(

@@ -13,7 +13,8 @@ them for the same draft model and `max_draft_tokens`.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +29,16 @@ from onnxforge.runtimes.result import Stats
 from onnxforge.runtimes.step_cost import StepCost
 from onnxforge.runtimes.token_loop import LoopClock, until_interrupted
 
+_LONG_MATCH = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """A drafter with what is known about its drafts."""
+
+    drafter: Drafter
+    length: DraftLength
+
 
 class SpeculativeLoop:
     """A `TokenLoop` of one row."""
@@ -38,19 +49,16 @@ class SpeculativeLoop:
         prompt: Int64s,
         answer: Answer,
         interruption: Interruption,
-        drafter: Drafter,
-        filler: Drafter,
-        length: DraftLength,
+        sources: Sequence[Source],
         cost: StepCost,
     ) -> None:
-        """`state` reads an even number of rows in every run. `filler` is a free drafter for the row that must
-        be there when `drafter` is not asked; it may be the same one."""
+        """`state` reads an even number of rows in every run. The last of `sources` drafts for nothing and
+        always has a guess; one that costs something may come before it."""
         self._state = state
         self._prompt = prompt
         self._answer = answer
         self._interruption = interruption
-        self._drafters = (drafter,) if filler is drafter else (drafter, filler)
-        self._length = length
+        self._sources = tuple(sources)
         self._cost = cost
         self._tally = DraftTally()
         self._clock = LoopClock()
@@ -73,7 +81,7 @@ class SpeculativeLoop:
             yield
 
     def _step(self) -> None:
-        draft, asked = self._draft(self._answer.room - 1)
+        draft, source = self._draft(self._answer.room - 1)
         started = time.perf_counter()
         fed = np.array([[self._answer.tokens[-1], *draft.tokens]], np.int64)
         logits = self._state.step(fed)[0]
@@ -81,22 +89,35 @@ class SpeculativeLoop:
         accepted, evaluated, emitted = self._verify(draft, logits)
         self._state.rewind(len(draft) - accepted)
         self._tally.add(len(draft), evaluated, accepted)
-        if asked:
-            self._length.learn(draft, accepted, evaluated, emitted)
-        else:
-            self._length.learn_plain(emitted)
+        for each in self._sources:
+            if each is source:
+                each.length.learn(draft, accepted, evaluated, emitted)
+            else:
+                each.length.learn_plain(emitted, source.length.time_for(draft))
 
-    def _draft(self, room: int) -> tuple[Draft, bool]:
-        """What this step verifies, `room` tokens at most, and whether the drafter was asked for it."""
-        drafter, filler = self._drafters[0], self._drafters[-1]
-        wanted = self._length.wanted(room)
-        if wanted > 0:
-            started = time.perf_counter()
-            draft = drafter.propose(wanted)
-            self._cost.draft_took(len(draft), time.perf_counter() - started)
+    def _draft(self, room: int) -> tuple[Draft, Source]:
+        """What this step verifies, `room` tokens at most, and where it comes from.
+
+        A long match costs nothing and is right nearly always: it goes before a draft model's guesses.
+        """
+        first, free = self._sources[0], self._sources[-1]
+        if room <= 0:
+            return Draft(), free
+        found = free.drafter.propose(free.length.wanted(room))
+        if first is not free and found.classes[0] < _LONG_MATCH:
+            draft = self._timed(first, room)
             if len(draft) > 0:
-                return self._until_end(self._length.worthwhile(draft)), True
-        return (filler.propose(1) if room > 0 else Draft()), False
+                return self._until_end(first.length.worthwhile(draft)), first
+        return self._until_end(free.length.worthwhile(found)), free
+
+    def _timed(self, source: Source, room: int) -> Draft:
+        wanted = source.length.wanted(room)
+        if wanted == 0:
+            return Draft()
+        started = time.perf_counter()
+        draft = source.drafter.propose(wanted)
+        self._cost.draft_took(len(draft), time.perf_counter() - started)
+        return draft
 
     def _until_end(self, draft: Draft) -> Draft:
         """The draft without what comes after a token that ends the answer."""
@@ -116,11 +137,11 @@ class SpeculativeLoop:
         return len(draft), len(draft), len(draft) + 1
 
     def _tell(self, tokens: list[int]) -> None:
-        for drafter in self._drafters:
-            drafter.read(tokens)
+        for source in self._sources:
+            source.drafter.read(tokens)
 
     def stats(self, row: int) -> Stats:
         """See `TokenLoop.stats`."""
         count = len(self._answer.tokens)
-        found = self._tally.stats(max(count - 1, 0), self._drafters[0].forward_passes)
+        found = self._tally.stats(max(count - 1, 0), self._sources[0].drafter.forward_passes)
         return self._clock.stats(len(self._prompt), count, found)

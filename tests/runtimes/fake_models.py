@@ -7,9 +7,8 @@ from onnxforge.runtimes.detokenizer import Detokenizer
 from onnxforge.runtimes.draft_length import DraftLength
 from onnxforge.runtimes.drafter import Draft
 from onnxforge.runtimes.interruption import Interruption
-from onnxforge.runtimes.ngram_drafter import NgramDrafter
 from onnxforge.runtimes.sampling import Sampler
-from onnxforge.runtimes.speculative_loop import SpeculativeLoop
+from onnxforge.runtimes.speculative_loop import Source, SpeculativeLoop
 from onnxforge.runtimes.step_cost import StepCost
 
 
@@ -50,20 +49,23 @@ class Scripted:
         return found if isinstance(found, Draft) else Draft(tuple(found), (0,) * len(found))
 
 
-def speculate(state, prompt, options, drafter, limit, most=4, length=None, streamed=False, decode=None):
+def speculate(
+    state, prompt, options, drafter, limit, most=4, length=None, streamed=False, decode=None, free=None
+):
     """A `SpeculativeLoop` over a fake model, and its answer."""
     detokenizer = Detokenizer(decode or (lambda tokens: "".join(chr(97 + t) for t in tokens)), prompt)
     answer = Answer(options, limit, Sampler(options, prompt), detokenizer, streamed)
     cost = StepCost((), drafter.cost, learns=False)
-    filler = drafter if drafter.cost == 0 else NgramDrafter()
+    sources = [Source(drafter, length or DraftLength(most, cost, drafter.prior))]
+    if drafter.cost > 0:
+        free = free or Scripted(lambda text, _: text[-1:])
+        sources.append(Source(free, DraftLength(most, cost, free.prior, free=True)))
     loop = SpeculativeLoop(
         state,
         np.array(prompt, np.int64),
         answer,
         Interruption(None, None),
-        drafter,
-        filler,
-        length or DraftLength(most, cost, drafter.prior),
+        sources,
         cost,
     )
     return loop, answer

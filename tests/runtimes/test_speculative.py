@@ -154,6 +154,9 @@ class Whole:
 
     learn_plain = learn
 
+    def time_for(self, draft):
+        return 1.0
+
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_even_steps_agree_bit_for_bit(models, form):
@@ -299,6 +302,28 @@ def test_tokens_of_one_step_come_as_one_piece(models):
     assert (stats.rounds, stats.draft_tokens_proposed, stats.draft_tokens_accepted) == (4, 36, 36)
     assert (stats.mean_emitted_tokens_per_round, stats.avg_draft_tokens_per_round) == (10.0, 9.0)
     assert (stats.acceptance_rate, stats.effective_k, stats.draft_forward_passes) == (1.0, 9, 0)
+
+
+def test_a_long_match_goes_before_the_draft_model():
+    table = np.full((1, 9, 9), -5.0, np.float32)
+    table[0, np.arange(9), (np.arange(9) + 1) % 9] = 5.0
+    passes = []
+    for count in (20, 120):
+        fill = drafting.ModelDrafter(TableState(table), 999, 9, drafting.Sampler(GenerationOptions(), ()), ())
+        loop, answer = speculate(
+            TableState(table),
+            [0],
+            GenerationOptions(),
+            fill,
+            count,
+            length=Whole(4),
+            free=drafting.NgramDrafter(),
+        )
+        for _ in loop.steps():
+            pass
+        assert answer.tokens == [(1 + i) % 9 for i in range(count)]
+        passes.append(fill.forward_passes)
+    assert passes[0] == passes[1] <= 12, "only while the circle was new"
 
 
 def test_drawn_answers_repeat_with_a_seed_and_a_draft_model(models, assistant):
