@@ -81,7 +81,9 @@ def test_cuda_keeps_symmetric_codes_in_blocks_of_32_and_rounds_others(symmetric:
     value.const_value = tensor
     graph.graph.register_initializer(value)
     texts = next(target for target in TARGETS if target.name == "cuda-int4").passes
-    steps = edit(parse(texts), settings=("quantize-weights.min_elements=1",), without=())
+    steps = edit(
+        parse(texts), settings=("quantize-weights.min_elements=1", "quantize-weights.method=rtn"), without=()
+    )
     first = next(step for step in steps if step.pass_name() == "quantize-weights")
     ledger = run_passes(graph, [Canonicalize(), first])
     (product,) = [node for node in graph.graph if node.op_type == "MatMulNBits"]

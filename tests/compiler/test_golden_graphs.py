@@ -32,8 +32,8 @@ def exported(name: str) -> ir.Model:
 
 
 def steps(target: Target) -> tuple[str, ...]:
-    """The target's passes without what is measured: calibration is short, and the choice of precision, which
-    may differ from processor to processor, is left out."""
+    """The target's passes without what is measured: calibration is short, and the choices of precision and
+    of scales, which may differ from processor to processor, are left out."""
     named = [(text.split("{")[0], text) for text in target.passes]
     short = [
         (name, "calibrate{samples=1,tokens=32}" if name == "calibrate" else text) for name, text in named
@@ -42,7 +42,7 @@ def steps(target: Target) -> tuple[str, ...]:
         (name, text.replace("correlate-inputs{", "correlate-inputs{samples=1,tokens=32,"))
         for name, text in short
     ]
-    return tuple(text for name, text in short if name != "mix-precision")
+    return tuple(text for name, text in short if name not in ("mix-precision", "search-scales"))
 
 
 def written(model: ir.Model) -> str:
