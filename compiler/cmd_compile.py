@@ -75,6 +75,14 @@ _Calibration = Annotated[
         "(the model's own text). Default: a part of Python's docs that evaluation never sees.",
     ),
 ]
+_Speculation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|off|N",
+        help="Whether requests draft tokens by default, and how many per step. auto: the proof measures "
+        "whether that pays.",
+    ),
+]
 
 
 def compile_(
@@ -90,6 +98,7 @@ def compile_(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe as JSON and stop.")] = False,
     proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Measure against the source.")] = True,
     calibration: _Calibration = None,
+    speculation: _Speculation = None,
     eval_text: _EvalText = None,
     allow_missed_budget: Annotated[
         bool, typer.Option("--allow-missed-budget", help="Publish even if the result is worse than promised.")
@@ -98,9 +107,8 @@ def compile_(
     debug: Debug = False,
 ) -> None:
     """Compile MODEL into one folder that plain ONNX Runtime runs, and prove it against its source."""
-    recipe = plan(
-        model, target, task, revision, tuple(set_ or ()), tuple(without or ()), config, kv, calibration
-    )
+    edits = tuple(set_ or ()), tuple(without or ())
+    recipe = plan(model, target, task, revision, *edits, config, kv, calibration, speculation)
     if dry_run:
         from onnxforge.compiler.recipe import to_json
 
@@ -143,6 +151,7 @@ def plan(
     config: Path | None,
     kv: Cache | None = None,
     calibration: str | None = None,
+    speculation: str | None = None,
 ) -> Recipe:
     """The recipe that the options ask for, with every name in it checked.
 
@@ -152,6 +161,7 @@ def plan(
     from onnxforge.compiler import pipeline
     from onnxforge.compiler.errors import RequestRefused
     from onnxforge.compiler.recipe import read_recipe
+    from onnxforge.compiler.speculation_option import check_speculation, with_speculation
     from onnxforge.compiler.target_file import find_target
 
     if config is not None and target is not None:
@@ -167,14 +177,17 @@ def plan(
             "Say what to compile: a folder, org/name, a .gguf or .onnx file, or smollm2-135m."
         )
     chosen = with_cache(recipe.target, kv) if kv is not None else recipe.target
+    chosen = with_speculation(chosen, speculation) if speculation is not None else chosen
     edited = pipeline.edit(pipeline.parse(chosen.passes), settings=settings, without=without)
+    planned = dataclasses.replace(
+        chosen,
+        passes=tuple(p.text() for p in edited),
+        calibration=calibration or chosen.calibration,
+    )
+    check_speculation(planned)
     return Recipe(
         model=model or recipe.model,
-        target=dataclasses.replace(
-            chosen,
-            passes=tuple(p.text() for p in edited),
-            calibration=calibration or chosen.calibration,
-        ),
+        target=planned,
         task=task or recipe.task,
         revision=revision or recipe.revision,
     )

@@ -24,6 +24,7 @@ from onnxforge.compiler.provider_here import stand_in
 from onnxforge.compiler.recipe import Recipe, to_json
 from onnxforge.compiler.request import CompileRequest, CompileResult
 from onnxforge.compiler.selfcheck import self_check
+from onnxforge.compiler.speculation_option import check_artifact, unmeasured
 from onnxforge.compiler.targets import TARGETS, Target
 from onnxforge.compiler.tokenizer_check import check_tokenizer
 from onnxforge.models.source import Source
@@ -58,6 +59,7 @@ def compile_model(
     with publish.staging(request.output) as folder:
         source, task, exported = _export(request, parts, watch, len(target.passes))
         built = build(source, exported, target, task, folder, name=request.output.name, progress=watch)
+        check_artifact(target, task, built.manifest.shared_cache)
 
         watch.begin("self-check")
         parts.self_check(folder)
@@ -141,6 +143,7 @@ def _proven(
         budget=request.target.budget,
         command=request.command,
         text=request.eval_text,
+        speculation=request.target.speculation,
     )
     proof = parts.prove(folder, source, built.model, options, built.ledger)
     watch.end("; ".join(proof.missed) or "within budget")
@@ -165,7 +168,7 @@ def _seal(folder: Path, built: Built, request: CompileRequest, proof: Proof) -> 
         manifest,
         files=file_records(folder, manifest.files),
         summary={**manifest.summary, **calibrated, **proof.summary, "proof": request.proof},
-        speculation=proof.speculation,
+        speculation=proof.speculation or unmeasured(request.target),
     )
     write_manifest(folder, sealed)
     failpoint("after-seal")

@@ -9,6 +9,7 @@
     budget = ["perplexity_ratio <= 1.01"]
     session = { "session.intra_op.allow_spinning" = "0" }
     calibration = "chats.jsonl"                # beside this file; as `compile --calibration` takes it
+    speculation = "off"                        # or "auto", or a number; as `compile --speculation` takes it
 """
 
 import tomllib
@@ -20,13 +21,14 @@ from typing import TypeAlias
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.nearest import nearest
 from onnxforge.compiler.proof_types import METRICS
+from onnxforge.compiler.speculation_option import as_text, draft_tokens
 from onnxforge.compiler.targets import TARGETS, Bound, BudgetLine, Expectation, Target
 
 Plain: TypeAlias = "str | int | float | bool | Sequence[Plain] | Mapping[str, Plain] | None"
 
 _KEYS = (
     "name", "summary", "extends", "passes", "expects", "provider", "session", "budget", "calibration",
-    "refuses",
+    "speculation", "refuses",
 )  # fmt: skip
 _KINDS = ("decoder", "encoder")
 
@@ -71,6 +73,7 @@ def to_mapping(target: Target) -> dict[str, Plain]:
         "session": dict(target.session),
         "budget": [line.text() for line in target.budget],
         "calibration": target.calibration,
+        "speculation": as_text(target.speculation),
         "refuses": dict(target.refuses),
     }
 
@@ -152,6 +155,12 @@ def _calibration(value: Plain, key: str, where: str) -> str | None:
     return None if value is None else _text(value, key, where)
 
 
+def _speculation(value: Plain, key: str, where: str) -> int | None:
+    if not isinstance(value, str | int):
+        raise RequestRefused(f"{where}: `{key}` is to be auto, off or a number, not {value!r}.")
+    return draft_tokens(value, f"{where}: `{key}`")
+
+
 def _expects(value: Plain, key: str, where: str) -> dict[str, tuple[Expectation, ...]]:
     expects = {}
     for kind, texts in _table(value, key, where).items():
@@ -176,5 +185,6 @@ _READERS = {
     "session": _session,
     "budget": _budget,
     "calibration": _calibration,
+    "speculation": _speculation,
     "refuses": _refuses,
 }

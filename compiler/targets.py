@@ -63,6 +63,9 @@ class Target:
     calibration: str | None = None
     """What steps that run the graph are to run it on, as ``compile --calibration`` names it; None is the half
     of Python's help topics that evaluation never sees."""
+    speculation: int | None = None
+    """Drafted tokens per step, at most, as ``compile --speculation`` sets it: 0 never drafts, None has the
+    proof measure whether drafting pays, and how much of it."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """By kind of model: why this target does not serve it, and what does."""
 
