@@ -151,7 +151,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llama", default="q8_0,q4_0", help="types to requantize to, or asis")
     parser.add_argument("--llama-drafts", type=int, default=10, help="num_pred_tokens of the prompt lookup")
     parser.add_argument("--genai-options", default="{}", help="JSON for set_speculative_options")
-    parser.add_argument("--drafts", type=int, help="drafted tokens per step; default: the artifact's, or 8")
+    parser.add_argument("--drafts", type=int, help="drafted tokens per step; default: the artifact's, or 7")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ignore-eos", action="store_true")

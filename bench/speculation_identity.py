@@ -1,6 +1,6 @@
 """Do drafts change the text? 40 prompts, 128 tokens each, greedy, decoded four ways.
 
-    python bench/speculation_identity.py DIR [DIR ...] [--drafts 1,4,8] [--quick]
+    python bench/speculation_identity.py DIR [DIR ...] [--drafts 1,4,7] [--quick]
 
 The reference is our runtime without drafts and with at least two rows a step. Token for token it has to be
 what our runtime gives with drafts, for every draft length asked, and what the loop in the graph gives
@@ -8,8 +8,9 @@ what our runtime gives with drafts, for every draft length asked, and what the l
 answer has its 128 tokens. Exit code 1 where any of these differ.
 
 Steps of one row take another kernel inside the attention. How many answers they give alike is counted, and
-where the first difference is: the reference's logit gap between its own token and the other one, which tells
-a near-tie from an error. In fp32 none is expected.
+where the first difference is: the reference's logit gap between its own token and the other one. In fp32
+anything but a near-tie (below 1e-3) would be an error; integer grids amplify a rounding of 1e-7 to whole
+logits.
 """
 
 import argparse
@@ -39,8 +40,8 @@ class Difference:
     """The reference's logit of its own token less that of the other."""
 
     def text(self) -> str:
-        kind = "near-tie" if abs(self.gap) < NEAR_TIE else "no near-tie"
-        return f"{self.way}, {self.prompt}: parted at token {self.at}, logit gap {self.gap:.2g} ({kind})"
+        tie = " (near-tie)" if abs(self.gap) < NEAR_TIE else ""
+        return f"{self.way}, {self.prompt}: parted at token {self.at}, logit gap {self.gap:.2g}{tie}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("artifacts", type=Path, nargs="+")
-    parser.add_argument("--drafts", default="1,4,8", help="of the runtime; the loop takes the last one")
+    parser.add_argument("--drafts", default="1,4,7", help="of the runtime; the loop takes the last one")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--quick", action="store_true", help="8 prompts, 48 tokens")
     parser.add_argument("--name", default="speculation_identity")

@@ -2,7 +2,7 @@
 
     python bench/speculation_ours.py FOLDER THREADS DRAFT_TOKENS runtime|loop
 
-DRAFT_TOKENS 0 takes the artifact's own, or 8 where it has none. One JSON request a line, as
+DRAFT_TOKENS 0 takes the artifact's own, or 7 where it has none. One JSON request a line, as
 `speculation_genai.py`, with ``mode``: plain, two-rows, drafts, or loop.
 """
 
@@ -19,7 +19,7 @@ from onnxforge.compiler.speed_child import peak_rss
 from onnxforge.runtimes import Decoder, load
 from onnxforge.runtimes.artifact import read_manifest
 
-DRAFTS = 8
+DRAFTS = 7
 
 
 def main() -> None:
