@@ -1,0 +1,249 @@
+"""One graph from a prompt to its answer: the decoder inside an ONNX Loop that drafts, verifies and stops."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxforge.passes import notes
+from onnxforge.passes import speculative_text as text
+from onnxforge.passes.base import DerivingPass, PassRefused
+from onnxforge.passes.constants import add_array
+from onnxforge.passes.graph_text import splice
+from onnxforge.passes.limit_logits import LOGITS_TO_KEEP
+from onnxforge.passes.matching import CONTRIB, is_op
+
+WHAT = "speculative loop"
+_PAST = re.compile(r"past_key_values\.(\d+\.(?:key|value))")
+_KNOWN = ("input_ids", "attention_mask", LOGITS_TO_KEEP)
+_CONTEXT = "onnxforge.context_length"
+_INT64, _BOOL = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)
+_CHUNK, _QUANTIZED_CHUNK = 2048, 512
+"""Prompt tokens that one run reads; as the runtime does it, for the same reasons (runtimes/prompt_chunk.py)."""
+
+
+@dataclass(frozen=True)
+class AddSpeculativeLoop(DerivingPass):
+    """Derive a model that generates: prompt and limits in, prompt and answer out, in one run.
+
+    ::
+
+        input_ids [1,S]                                  sequences [1,S+new]   (the prompt is in front)
+        max_new_tokens, max_draft_tokens                 num_steps             (runs of the decoder)
+        eos_token_id [E]                                 num_drafted_tokens, num_accepted_tokens
+              │                                              ▲
+              ▼                                              │
+        ┌ Loop ──────────────────────────────────────────────────────────────────────┐
+        │  tokens[base:] ++ guess ──► decoder(past) ──► choices (ArgMax)             │
+        │         ▲ n-gram lookup       │ present          │ == guess, up to the     │
+        │         └────── tokens ◄──────┼──────────────────┘    first miss, or eos   │
+        │                base = how many lines of the cache are true                 │
+        └────────────────────────────────────────────────────────────────────────────┘
+
+    The decoder's nodes stand in the body, once: the first iterations read the prompt, the others verify. All
+    weights are the finished model's own tensors, and stay in the outer graph: ONNX Runtime prepacks those for
+    a body one level down, and lets go of what it packed; it does neither for a loop in a loop, nor for a
+    body's own initializers.
+
+    Greedy tokens equal those of plain decoding that reads at least two rows a step (see ``DRAFT``), whatever
+    ``max_draft_tokens`` is; 0 drafts nothing. The answer ends with an ``eos_token_id``, after
+    ``max_new_tokens``, or where the context is full: a graph cannot raise, so a prompt that fills the context
+    or overflows it comes back as it is, with ``num_steps`` 0.
+
+    Source: prompt lookup decoding (Saxena 2023), greedy verification of Leviathan et al. 2023 (2211.17192).
+    """
+
+    file: ClassVar[str] = "onnx/model_spec.onnx"
+    summary: ClassVar[str] = "a second graph that generates in one run, with n-gram speculation in a Loop"
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a graph that cannot step over a shared cache.
+
+        Raises:
+            PassRefused: an encoder, an input that a loop cannot feed, or a cache that is not
+                GroupQueryAttention's: rejected drafts could not be taken back.
+        """
+        inputs = {value.name or "": value for value in model.graph.inputs}
+        pasts = {name for name in inputs if _PAST.fullmatch(name)}
+        if not pasts or "logits" not in {value.name for value in model.graph.outputs}:
+            raise PassRefused(
+                f"{self.text()}: the graph generates nothing (no past_key_values.N.key, or no logits). "
+                "A loop is for decoders; leave this pass out with `--without add-speculative-loop`."
+            )
+        if strange := sorted(inputs.keys() - pasts - set(_KNOWN)):
+            raise PassRefused(
+                f"{self.text()}: a loop cannot feed the inputs {', '.join(strange)}. It feeds "
+                f"{', '.join(_KNOWN)} and the cache. Leave it out with `--without add-speculative-loop`."
+            )
+        for name in sorted(pasts):
+            readers = [node for node in inputs[name].consumers() if not is_op(node, "Shape")]
+            if len(readers) != 1 or not is_op(readers[0], "GroupQueryAttention", domain=CONTRIB):
+                found = ", ".join(sorted({node.op_type for node in readers})) or "nothing"
+                raise PassRefused(
+                    f"{self.text()}: {name} is read by {found}; taking back rejected drafts needs "
+                    "GroupQueryAttention. See the ledger of fuse-attention for why this layer was not fused, "
+                    "or leave this pass out with `--without add-speculative-loop`."
+                )
+        if _CONTEXT not in model.metadata_props:
+            raise PassRefused(f"{self.text()}: the model does not say how long its context is ({_CONTEXT}).")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Build the second model; ``model`` is only read."""
+        derived = model.clone()
+        _Generator(derived).build(int(model.metadata_props[_CONTEXT]))
+        common.NameFixPass()(derived)
+        notes.match(WHAT, self.file)
+        return ir.passes.PassResult(derived, modified=True)
+
+
+class _Generator:
+    """Turns a decoder's graph into the generating one, in place. Lives for one call."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._opset = model.opset_imports[""]
+        inputs = {value.name or "": value for value in self._graph.inputs}
+        outputs = {value.name or "": value for value in self._graph.outputs}
+        self._logits = outputs["logits"]
+        self._past = [value for name, value in inputs.items() if _PAST.fullmatch(name)]
+        self._present = [outputs[_PAST.sub(r"present.\1", value.name or "")] for value in self._past]
+        self._fed = {name: inputs[name] for name in _KNOWN if name in inputs}
+
+    def build(self, context: int) -> None:
+        """Rewrite the graph."""
+        graph, state = self._graph, _state()
+        decoder = _depending_on([*self._fed.values(), *self._past])
+        graph.remove(decoder)
+        graph.inputs.clear()
+        graph.outputs.clear()
+        graph.initializers.pop(LOGITS_TO_KEEP, None)
+        ids = _value("input_ids", _INT64, [1, "sequence_length"])
+        new_tokens, drafts = (_value(name, _INT64, []) for name in ("max_new_tokens", "max_draft_tokens"))
+        eos = _value("eos_token_id", _INT64, ["num_eos_tokens"])
+        graph.inputs.extend([ids, new_tokens, eos, drafts])
+        longest, chunk = (
+            add_array(graph, name, np.array([number], np.int64))
+            for name, number in (("loop/context_length", context), ("loop/chunk", self._chunk()))
+        )
+        *first, limit, most, room = self._add(graph, text.BEGIN, [ids, new_tokens, drafts, longest], "begin")
+        body = self._body(decoder, state, _Bounds(eos, limit, most, chunk))
+        carried = [*first, *self._zeros(room)]
+        loop = ir.Node(
+            "", "Loop", [None, first[-1], *carried], [ir.AttrGraph("body", body)], num_outputs=len(carried)
+        )
+        loop.name = "/loop"
+        graph.append(loop)
+        for made, value in zip(loop.outputs, body.inputs[2:], strict=True):
+            # Every output has a name, used or not: ONNX Runtime 1.31 crashes where one is left out.
+            made.name, made.type = f"loop/last/{value.name}", value.type
+        ends = self._add(graph, text.END, [loop.outputs[0], loop.outputs[3]], "end")
+        for value, name in zip(ends, text.OUTPUTS, strict=True):
+            value.name = name
+        graph.outputs.extend(ends)
+        graph.sort()
+
+    def _chunk(self) -> int:
+        return _QUANTIZED_CHUNK if self._past[0].dtype is ir.DataType.INT8 else _CHUNK
+
+    def _body(self, decoder: Sequence[ir.Node], state: list[ir.Value], bounds: "_Bounds") -> ir.Graph:
+        """One run of the decoder and what it changes."""
+        turn, go = _value("loop/turn", _INT64, []), _value("loop/go", _BOOL, [])
+        body = ir.Graph([turn, go, *state, *self._past], [], nodes=[], name="step")
+        tokens, base, wish, counts, _ = state
+        fed = self._add(body, text.DRAFT, [tokens, base, wish, bounds.limit, bounds.chunk], "draft")
+        ids, mask, keep, end, guess, drafted, reading = fed
+        for name, value in zip(_KNOWN, (ids, mask, keep), strict=True):
+            if name in self._fed:
+                self._fed[name].replace_all_uses_with(value)
+        body.extend(decoder)
+        (choices,) = self._add(body, text.CHOOSE, [self._logits, keep], "choose")
+        seen = [tokens, wish, counts, choices, guess, drafted, reading, end]
+        after = self._add(body, text.ACCEPT, [*seen, bounds.eos, bounds.limit, bounds.most], "accept")
+        for value in (*self._past, *self._present):
+            assert value.shape is not None
+            # True names only: ONNX Runtime plans memory by them. The whole buffer goes in and comes out.
+            value.shape = ir.Shape([1, value.shape[1], "capacity", value.shape[3]])
+        again = ir.node("Identity", [after[-1]], name="/loop/again")
+        again.outputs[0].name = "loop/again"
+        body.append(again)
+        body.outputs.extend([again.outputs[0], *after, *self._present])
+        return body
+
+    def _zeros(self, count: ir.Value) -> list[ir.Value]:
+        """For each cache tensor, zeros for ``count`` tokens; those of one form are one value."""
+        made: dict[tuple[object, ...], ir.Value] = {}
+        for value in self._past:
+            heads, size, dtype = _form(value)
+            if (heads, size, dtype) not in made:
+                around = [np.array([1, heads], np.int64), np.array([size], np.int64)]
+                before, behind = (add_array(self._graph, "loop/cache_shape", part) for part in around)
+                shape = ir.node("Concat", [before, count, behind], {"axis": 0})
+                filler = ir.tensor(np.zeros(1, dtype.numpy()))
+                zeros = ir.node("ConstantOfShape", [shape.outputs[0]], {"value": filler})
+                for node, part in ((shape, "shape"), (zeros, "zeros")):
+                    node.name = f"/loop/begin/cache_{len(made)}/{part}"
+                    node.outputs[0].name = node.name[1:]
+                    self._graph.append(node)
+                made[heads, size, dtype] = zeros.outputs[0]
+        return [made[_form(value)] for value in self._past]
+
+    def _add(self, graph: ir.Graph, piece: str, inputs: Sequence[ir.Value], prefix: str) -> list[ir.Value]:
+        nodes, outputs = splice(piece, inputs, f"loop/{prefix}", self._opset)
+        graph.extend(nodes)
+        return outputs
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Values of the outer graph that every step reads."""
+
+    eos: ir.Value
+    limit: ir.Value
+    most: ir.Value
+    chunk: ir.Value
+
+
+def _depending_on(sources: Iterable[ir.Value]) -> list[ir.Node]:
+    """The nodes that ``sources`` reach, in the graph's order, and the dequantization of their weights.
+
+    What is left follows from weights alone: in the outer graph ONNX Runtime folds it and drops what it folded
+    (in the body it would keep both). DequantizeLinear stays beside its reader, or the two do not fuse.
+    """
+    pending = [node for value in sources for node in value.consumers()]
+    graph = pending[0].graph
+    assert graph is not None
+    pending += [node for node in graph if node.op_type == "DequantizeLinear"]
+    reached: set[ir.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in reached:
+            reached.add(node)
+            pending += [reader for value in node.outputs for reader in value.consumers()]
+    return [node for node in graph if node in reached]
+
+
+def _state() -> list[ir.Value]:
+    """What steps hand on: tokens, true lines of the cache, wished draft length, counts, whether to go on."""
+    return [
+        _value("loop/tokens", _INT64, ["length"]),
+        _value("loop/base", _INT64, [1]),
+        _value("loop/wish", _INT64, [1]),
+        _value("loop/counts", _INT64, [3]),
+        _value("loop/going", _BOOL, []),
+    ]
+
+
+def _form(cache: ir.Value) -> tuple[int, int, ir.DataType]:
+    """Heads, head size and type of a cache tensor [1, heads, tokens, size]."""
+    assert cache.shape is not None and cache.dtype is not None
+    heads, size = cache.shape[1], cache.shape[3]
+    assert isinstance(heads, int) and isinstance(size, int)
+    return heads, size, cache.dtype
+
+
+def _value(name: str, kind: ir.TensorType, shape: Sequence[int | str]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=kind)
