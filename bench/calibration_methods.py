@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from record import record
-from weight_methods import FP32, Bench, Remembered, docstrings, scored
+from weight_methods import FP32, FUSED, Bench, Remembered, docstrings, scored
 
 from onnxforge.compiler.build import build
 from onnxforge.compiler.calibration_source import SELF
@@ -45,7 +45,7 @@ class Calibrated(Bench):
         """As :meth:`Bench.session`."""
         target = replace(
             FP32,
-            passes=(*FP32.passes[:-1], *steps.split(), FP32.passes[-1]),
+            passes=(*FUSED, *steps.split(), "cleanup"),
             expects={},
             calibration=self.calibration if steps else None,
         )

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from record import record
-from weight_methods import FP32, docstrings
+from weight_methods import FP32, FUSED, docstrings
 
 from onnxforge.compiler.build import build
 from onnxforge.compiler.eval_text import evaluation_text, sentences
@@ -77,11 +77,10 @@ def main() -> int:
             batches(sentences(200, text), reference.tokenizer(), 128)
             for text in (evaluation_text(), docstrings())
         ]
-        *before, last = FP32.passes
         targets = [
             replace(
                 FP32,
-                passes=(*before, f"calibrate{{samples={asked.samples}}}", f"insert-qdq{{{form}}}", last),
+                passes=(*FUSED, f"calibrate{{samples={asked.samples}}}", f"insert-qdq{{{form}}}", "cleanup"),
                 expects={},
             )
             for form in FORMS

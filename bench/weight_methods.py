@@ -38,6 +38,7 @@ from onnxforge.models.tasks import task_for
 from onnxforge.passes.stored_blocks import STORED_BLOCKS, STORED_BLOCKS_TURNED
 
 FP32 = next(target for target in TARGETS if target.name == "cpu-fp32")
+FUSED = FP32.passes[: FP32.passes.index("cleanup")]
 DOCUMENTED = (
     "argparse",
     "asyncio",
@@ -126,7 +127,7 @@ class Bench:
 
     def session(self, steps: str, name: str) -> tuple[GraphSession, int, float]:
         """A session over the artifact with these steps, the bytes of graph and weights, seconds to build."""
-        target = replace(FP32, passes=(*steps.split(), FP32.passes[-1]), expects={})
+        target = replace(FP32, passes=(*steps.split(), "cleanup"), expects={})
         start = time.perf_counter()
         into = self.folder / name
         into.mkdir()
@@ -141,7 +142,7 @@ def prepared(ref: str, folder: Path) -> Bench:
     model = export_model(source)
     hide_blocks(model)
     attach(model, source)
-    for step in pipeline.parse((*FP32.passes[:-1], MEASURE)):
+    for step in pipeline.parse((*FUSED, MEASURE)):
         step(model)
     return Bench(source, model, folder)
 

@@ -6,6 +6,7 @@ from onnxforge.compiler.graph_facts import GraphFacts
 from onnxforge.compiler.provider_options import provider_options
 from onnxforge.compiler.targets import CPU, CUDA, TENSORRT, Target
 from onnxforge.models.source import Source
+from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
 
 _HERE = "path/to/this/folder"
 
@@ -88,9 +89,33 @@ const extract = await pipeline("feature-extraction", "{here}", {{ dtype: "fp32" 
 """
 
 
+_LOOP = f"""
+`{AddSpeculativeLoop.file}` generates in one run, on the same weights: prompt in, prompt and answer out, with
+speculative decoding inside. Greedy; `max_draft_tokens` 0 drafts nothing and says the same.
+
+```python
+import numpy as np, onnxruntime as ort, tokenizers
+
+tokenizer = tokenizers.Tokenizer.from_file("{_HERE}/tokenizer.json")
+session = ort.InferenceSession("{_HERE}/{AddSpeculativeLoop.file}")
+sequences, steps, drafted, accepted = session.run(None, {{
+    "input_ids": np.array([tokenizer.encode("Once upon a time").ids]),
+    "max_new_tokens": np.array(64),
+    "eos_token_id": np.array([2]),  # any number of them; see generation_config.json
+    "max_draft_tokens": np.array(8),
+}})
+print(tokenizer.decode(sequences[0]))
+```
+"""
+
+
 def readme(source: Source, facts: GraphFacts, target: Target, task: str, context_length: int) -> str:
     """Markdown for the artifact's root."""
     name = str(source.config.get("model_type", "model"))
+    generates = facts.layers > 0 and AddSpeculativeLoop.pass_name() in {
+        text.split("{")[0] for text in target.passes
+    }
+    one_run = f"| `{AddSpeculativeLoop.file}` | the same weights, generating in one run |\n"
     body = (_DECODER if facts.layers else _ENCODER).format(
         here=_HERE,
         inputs=", ".join(i for i in facts.inputs if not i.startswith("past_")),
@@ -105,12 +130,14 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str, context
         f"{target.summary[:1].upper()}{target.summary[1:]}. Task: `{task}`. Compiled by onnxforge.\n\n"
         "| file | what |\n|---|---|\n"
         "| `onnx/model.onnx`, `onnx/model.onnx_data` | the graph and its weights |\n"
-        "| `artifact.json` | passes, versions, source digests, sha256 of every file |\n"
+        + (one_run if generates else "")
+        + "| `artifact.json` | passes, versions, source digests, sha256 of every file |\n"
         "| `report/` | what was measured against the source |\n\n"
         "`onnxforge verify` checks every byte of this folder; `onnxforge inspect` shows the graph.\n\n"
         + _where(target.provider)
         + _options(provider_options(target.provider, facts, context_length), target.provider)
         + body
+        + (_LOOP if generates else "")
     )
 
 

@@ -11,12 +11,13 @@ from onnxforge.compiler.expectations import check_expectations, check_kind
 from onnxforge.compiler.failpoints import failpoint
 from onnxforge.compiler.graph_facts import graph_facts, graph_kind
 from onnxforge.compiler.manifest import manifest_for
-from onnxforge.compiler.observe import Ledger, PassRecord, graph_stats, run_passes
+from onnxforge.compiler.observe import Ledger, PassRecord, graph_stats, run_derivations, run_passes
 from onnxforge.compiler.progress import Progress, Silent, describe
 from onnxforge.compiler.save import save_model, weight_bytes
 from onnxforge.compiler.sidecars import sidecars
 from onnxforge.compiler.targets import Target
 from onnxforge.models.source import Source
+from onnxforge.passes.base import DerivingPass, GraphPass
 from onnxforge.runtimes.artifact import Manifest, write_manifest
 
 _GRAPH_ROOM = 16 << 20
@@ -51,15 +52,19 @@ def build(
     ledger = _run(model, target, before, watch)
     facts = graph_facts(model)
     check_expectations(target, facts.kind, ledger)
+    derivations, derived = _derive(model, target, facts.kind, watch)
     failpoint("after-passes")
 
     context_length = int(model.metadata_props["onnxforge.context_length"])
-    model.metadata_props.pop("onnxforge.source", None)  # equal models give equal bytes, wherever they lie
+    for graph in (model, *derived.values()):  # equal models give equal bytes, wherever they lie
+        graph.metadata_props.pop("onnxforge.source", None)
     size = weight_bytes(model)
     publish.require_space(folder, size + _GRAPH_ROOM + sum(map(len, source.sidecars.values())))
     watch.begin("write weights")
     share = before / size if size else 0.0  # quantized bytes count as what they were made from
-    written = save_model(model, folder, on_bytes=lambda count: watch.advance(round(count * share)))
+    written = save_model(
+        model, folder, derived=derived, on_bytes=lambda count: watch.advance(round(count * share))
+    )
     watch.end(f"{sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
     failpoint("after-weights")
 
@@ -75,11 +80,11 @@ def build(
     )
     write_manifest(folder, manifest)
     failpoint("after-manifest")
-    return Built(model, ledger, manifest)
+    return Built(model, Ledger((*ledger.records, *derivations.records)), manifest)
 
 
 def _run(model: ir.Model, target: Target, size: int, watch: Progress) -> Ledger:
-    passes = pipeline.parse(target.passes)
+    passes = [step for step in pipeline.parse(target.passes) if isinstance(step, GraphPass)]
     names = iter([*(p.pass_name() for p in passes), ""])
     watch.begin(next(names))
 
@@ -90,6 +95,19 @@ def _run(model: ir.Model, target: Target, size: int, watch: Progress) -> Ledger:
             watch.begin(following)
 
     return run_passes(model, passes, on_done=done)
+
+
+def _derive(
+    model: ir.Model, target: Target, kind: str, watch: Progress
+) -> tuple[Ledger, dict[str, ir.Model]]:
+    """Second models of the finished one. They generate, so an encoder has none."""
+    passes = [step for step in pipeline.parse(target.passes) if isinstance(step, DerivingPass)]
+    if kind != "decoder" or not passes:
+        return Ledger(), {}
+    watch.begin(", ".join(step.pass_name() for step in passes))
+    ledger, derived = run_derivations(model, passes)
+    watch.end(", ".join(describe(record) for record in ledger.records))
+    return ledger, derived
 
 
 def normalised(target: Target) -> Target:

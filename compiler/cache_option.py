@@ -49,7 +49,7 @@ def with_cache(target: Target, cache: Cache) -> Target:
             "GroupQueryAttention that it makes takes an int8 cache. Add it, or leave --kv out."
         )
     missing = tuple(step for step in STEPS if step not in names)
-    at = len(names) - (names[-1:] == [_LAST])
+    at = names.index(_LAST) if _LAST in names else len(names)
     passes = (*target.passes[:at], *missing, *target.passes[at:])
     return replace(target, passes=passes, budget=_budget(target.budget))
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxforge.compiler.errors import PassFailed
 from onnxforge.compiler.reproducer import write_reproducer
 from onnxforge.passes import notes
-from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.base import DerivingPass, GraphPass, GraphStep, PassRefused
 
 
 @dataclass(frozen=True)
@@ -86,24 +86,45 @@ def run_passes(
     before = graph_stats(model)
     for index, graph_pass in enumerate(passes):
         snapshot = model.clone()  # structure only: tensors are shared, so this costs milliseconds
-        record = _watch(model, graph_pass, before, snapshot, passes[index:])
+        record, _ = _watch(model, graph_pass, before, snapshot, passes[index:])
         records.append(record)
         on_done(record)
         before = record.after
     return Ledger(tuple(records))
 
 
+def run_derivations(
+    model: ir.Model,
+    passes: Sequence[DerivingPass],
+    *,
+    on_done: Callable[[PassRecord], None] = lambda _: None,
+) -> tuple[Ledger, dict[str, ir.Model]]:
+    """The models that ``passes`` derive of the finished ``model``, by the path each is to be written to.
+
+    Raises:
+        PassRefused, PassFailed: as :func:`run_passes`.
+    """
+    records: list[PassRecord] = []
+    derived: dict[str, ir.Model] = {}
+    before = graph_stats(model)
+    for derivation in passes:
+        record, derived[derivation.file] = _watch(model, derivation, before, model.clone(), [derivation])
+        records.append(record)
+        on_done(record)
+    return Ledger(tuple(records)), derived
+
+
 def _watch(
     model: ir.Model,
-    graph_pass: GraphPass,
+    graph_pass: GraphStep,
     before: GraphStats,
     snapshot: ir.Model,
-    rest: Sequence[GraphPass],
-) -> PassRecord:
+    rest: Sequence[GraphStep],
+) -> tuple[PassRecord, ir.Model]:
     started = time.perf_counter()
     with notes.listen() as seen:
         try:
-            modified = graph_pass(model).modified
+            result = graph_pass(model)
         except Exception as error:
             if (refused := _cause(error, PassRefused)) is not None:
                 raise refused from error
@@ -113,16 +134,17 @@ def _watch(
                 f"The graph before it, the remaining passes and the traceback are in {folder}. "
                 f"Attach that folder to a bug report, or compile with `--without {graph_pass.pass_name()}`."
             ) from error
-    return PassRecord(
+    record = PassRecord(
         text=graph_pass.text(),
         seconds=time.perf_counter() - started,
-        modified=modified,
+        modified=result.modified,
         before=before,
-        after=graph_stats(model),
+        after=graph_stats(result.model),
         matches=tuple(n for n in seen if n.kind is notes.NoteKind.MATCH),
         near_misses=tuple(n for n in seen if n.kind is notes.NoteKind.NEAR_MISS),
         measures=tuple(n for n in seen if n.kind is notes.NoteKind.MEASURED),
     )
+    return record, result.model
 
 
 def _cause(error: BaseException, kind: type[PassRefused]) -> PassRefused | None:

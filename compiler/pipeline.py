@@ -14,13 +14,13 @@ from typing import Union
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.nearest import nearest
 from onnxforge.compiler.steps import step_class, step_names
-from onnxforge.passes.base import GraphPass
+from onnxforge.passes.base import GraphStep
 
 Option = bool | int | float | str | None
 _FORM = re.compile(r"(?P<name>[a-z0-9-]+)(?:\{(?P<options>[^{}]*)\})?")
 
 
-def parse_pass(text: str) -> GraphPass:
+def parse_pass(text: str) -> GraphStep:
     """The pass that ``text`` spells.
 
     Raises:
@@ -37,14 +37,14 @@ def parse_pass(text: str) -> GraphPass:
     return _build(cls, options)
 
 
-def parse(passes: Iterable[str]) -> tuple[GraphPass, ...]:
+def parse(passes: Iterable[str]) -> tuple[GraphStep, ...]:
     """Every pass of a pipeline, in order."""
     return tuple(map(parse_pass, passes))
 
 
 def edit(
-    passes: Sequence[GraphPass], *, settings: Sequence[str], without: Sequence[str]
-) -> tuple[GraphPass, ...]:
+    passes: Sequence[GraphStep], *, settings: Sequence[str], without: Sequence[str]
+) -> tuple[GraphStep, ...]:
     """The passes with ``pass.option=value`` settings applied and the ones named in ``without`` left out.
 
     Raises:
@@ -70,24 +70,24 @@ def _must_be_known(name: str, known: Sequence[str], what: str, where: str) -> No
         raise RequestRefused(f"There is no {what} `{name}`{where}{nearest(name, known)} Known: {listed}.")
 
 
-def _class_of(name: str) -> type[GraphPass]:
+def _class_of(name: str) -> type[GraphStep]:
     _must_be_known(name, step_names(), "pass", "")
     return step_class(name)
 
 
-def _with_option(graph_pass: GraphPass, option: str, value: str) -> GraphPass:
+def _with_option(graph_pass: GraphStep, option: str, value: str) -> GraphStep:
     cls = type(graph_pass)
     return _build(cls, {**graph_pass.options(), option: _option(cls, option, value)})
 
 
-def _build(cls: type[GraphPass], options: dict[str, Option]) -> GraphPass:
+def _build(cls: type[GraphStep], options: dict[str, Option]) -> GraphStep:
     try:
         return cls(**options)
     except (TypeError, ValueError) as error:
         raise RequestRefused(f"The options of pass `{cls.pass_name()}` do not fit: {error}") from error
 
 
-def _option(cls: type[GraphPass], name: str, value: str) -> Option:
+def _option(cls: type[GraphStep], name: str, value: str) -> Option:
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     _must_be_known(name, fields, "option", f" of pass `{cls.pass_name()}`")

@@ -7,9 +7,10 @@ written and dropped on every core, in order, so the peak is a few tensors. Equal
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,7 @@ INLINE = 1024
 AHEAD = 16 << 20
 """Bytes of weights that may be in memory before they are written, beyond the one that is being written."""
 _BYTE = 8
+_NOTHING: Mapping[str, ir.Model] = MappingProxyType({})
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -32,27 +34,45 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def save_model(
-    model: ir.Model, folder: Path, *, on_bytes: Callable[[int], None] = lambda _: None
+    model: ir.Model,
+    folder: Path,
+    *,
+    derived: Mapping[str, ir.Model] = _NOTHING,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> tuple[Path, ...]:
     """Write ``model`` below ``folder`` and return the files. ``on_bytes`` hears of each tensor's bytes.
 
-    ``model`` is unchanged afterwards; its weights still come from where they came from.
+    ``derived`` are models of the same tensors, by the path each is written to, beside ``model``: they point
+    into its data file, and hold no bytes of their own. All models are unchanged afterwards; weights still
+    come from where they came from.
+
+    Raises:
+        ValueError: a derived model has a large tensor that ``model`` has not.
     """
     graph_path = folder / GRAPH
     graph_path.parent.mkdir(parents=True, exist_ok=True)
     data_path = graph_path.with_name(graph_path.name + "_data")
     placed = _write_weights(model, data_path, on_bytes)
+    graph_path.write_bytes(_serialized(model, data_path, placed))
+    for name, other in derived.items():
+        if strange := [t.name for t in _large_tensors(other) if id(t) not in placed]:
+            raise ValueError(f"{name}: {strange} are no weights of {GRAPH}")
+        (folder / name).write_bytes(_serialized(other, data_path, placed))
+    return (graph_path, data_path) if placed else (graph_path,)
+
+
+def _serialized(model: ir.Model, data_path: Path, placed: Mapping[int, int]) -> bytes:
+    """The bytes of ``model``'s file, its large tensors being references into ``data_path``."""
     originals = [(v, v.const_value) for g in model.graphs() for v in g.initializers.values()]
     try:
         for value, tensor in originals:
             if tensor is not None and id(tensor) in placed:
                 value.const_value = _reference(tensor, value.name or "", data_path, placed[id(tensor)])
-        payload = ir.to_proto(model).SerializeToString(deterministic=True)
+        payload: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     finally:
         for value, tensor in originals:
             value.const_value = tensor
-    graph_path.write_bytes(payload)
-    return (graph_path, data_path) if placed else (graph_path,)
+    return payload
 
 
 def _write_weights(model: ir.Model, path: Path, on_bytes: Callable[[int], None]) -> dict[int, int]:

@@ -18,6 +18,8 @@ _SENTENCE = "A sentence to check the artifact with."
 def self_check(folder: Path) -> None:
     """Load ``folder`` and generate 16 greedy tokens (decoders) or encode one sentence (encoders).
 
+    A graph that generates in one run must say the tokens of step-by-step decoding.
+
     Raises:
         SelfCheckFailed: it does not load, does not run, or its numbers are not finite (which every
             call of the runtime looks for).
@@ -37,18 +39,26 @@ def run_once(folder: Path) -> None:
 
     Where the artifact's provider is not on this machine, the CPU's stands in.
     """
+    from onnxforge.compiler.loop_check import check_loop, has_loop, reference
     from onnxforge.compiler.provider_here import stand_in
     from onnxforge.runtimes import Decoder, load
     from onnxforge.runtimes.artifact import read_manifest
 
-    with load(folder, provider=stand_in(read_manifest(folder).provider)) as model:
+    manifest = read_manifest(folder)
+    provider = stand_in(manifest.provider)
+    wanted: list[int] = []
+    with load(folder, provider=provider) as model:
         if isinstance(model, Decoder):
-            room = model.manifest.context_length - len(_PROMPT)
-            model.generate(_PROMPT, max_new_tokens=min(NEW_TOKENS, room), do_sample=False)
+            count = min(NEW_TOKENS, manifest.context_length - len(_PROMPT))
+            model.generate(_PROMPT, max_new_tokens=count, do_sample=False)
+            if has_loop(folder):
+                wanted = reference(model, _PROMPT, count - 1)  # the context has to hold the second row too
         elif model.manifest.task == "feature-extraction":
             model.encode([_SENTENCE])
         else:
             model.logits([_SENTENCE])
+    if wanted:  # the other session is closed: two would need twice the memory
+        check_loop(folder, manifest, provider, wanted, len(wanted) - len(_PROMPT))
 
 
 if __name__ == "__main__":

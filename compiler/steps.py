@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 
 from onnxforge.passes import registry
-from onnxforge.passes.base import GraphPass
+from onnxforge.passes.base import GraphStep
 
 _OWN: Mapping[str, tuple[str, str]] = {
     "calibrate": ("onnxforge.compiler.calibrate", "Calibrate"),
@@ -24,7 +24,7 @@ def calibrated_steps() -> tuple[str, ...]:
     return tuple(_OWN)
 
 
-def step_class(name: str) -> type[GraphPass]:
+def step_class(name: str) -> type[GraphStep]:
     """The class behind ``name``; its module loads only now.
 
     Raises:
@@ -33,5 +33,5 @@ def step_class(name: str) -> type[GraphPass]:
     if name not in _OWN:
         return registry.pass_class(name)
     module, cls = _OWN[name]
-    found: type[GraphPass] = getattr(importlib.import_module(module), cls)
+    found: type[GraphStep] = getattr(importlib.import_module(module), cls)
     return found

@@ -19,11 +19,11 @@ from onnxforge.passes.matching import CONTRIB, is_op
 
 WHAT = "speculative loop"
 _PAST = re.compile(r"past_key_values\.(\d+\.(?:key|value))")
-_KNOWN = ("input_ids", "attention_mask", LOGITS_TO_KEEP)
+_KNOWN = ("input_ids", "attention_mask", "position_ids", LOGITS_TO_KEEP)
 _CONTEXT = "onnxforge.context_length"
 _INT64, _BOOL = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)
 _CHUNK, _QUANTIZED_CHUNK = 2048, 512
-"""Prompt tokens that one run reads; as the runtime does it, for the same reasons (runtimes/prompt_chunk.py)."""
+"""Prompt tokens that one run reads, of a float and an int8 cache, as in runtimes/prompt_chunk.py."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class _Generator:
         body = ir.Graph([turn, go, *state, *self._past], [], nodes=[], name="step")
         tokens, base, wish, counts, _ = state
         fed = self._add(body, text.DRAFT, [tokens, base, wish, bounds.limit, bounds.chunk], "draft")
-        ids, mask, keep, end, guess, drafted, reading = fed
-        for name, value in zip(_KNOWN, (ids, mask, keep), strict=True):
+        ids, mask, positions, keep, end, guess, drafted, reading = fed
+        for name, value in zip(_KNOWN, (ids, mask, positions, keep), strict=True):
             if name in self._fed:
                 self._fed[name].replace_all_uses_with(value)
         body.extend(decoder)
@@ -239,9 +239,9 @@ def _state() -> list[ir.Value]:
 
 def _form(cache: ir.Value) -> tuple[int, int, ir.DataType]:
     """Heads, head size and type of a cache tensor [1, heads, tokens, size]."""
-    assert cache.shape is not None and cache.dtype is not None
-    heads, size = cache.shape[1], cache.shape[3]
-    assert isinstance(heads, int) and isinstance(size, int)
+    heads, size = (cache.shape[1], cache.shape[3]) if cache.shape is not None else (None, None)
+    if not isinstance(heads, int) or not isinstance(size, int) or cache.dtype is None:
+        raise PassRefused(f"{cache.name}: heads and head size must be numbers, found {cache.shape}.")
     return heads, size, cache.dtype
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 
-from onnxforge.passes.base import GraphPass
+from onnxforge.passes.base import GraphStep
 
 NAMES: tuple[str, ...] = (
     "canonicalize",
@@ -24,10 +24,11 @@ NAMES: tuple[str, ...] = (
     "quantize-cache",
     "limit-logits",
     "cleanup",
+    "add-speculative-loop",
 )
 
 
-def pass_class(name: str) -> type[GraphPass]:
+def pass_class(name: str) -> type[GraphStep]:
     """The class behind ``name``: ``fuse-attention`` is ``FuseAttention`` in ``passes/fuse_attention.py``.
 
     Modules load when they are asked for, so that listing targets imports none of them.
@@ -39,6 +40,6 @@ def pass_class(name: str) -> type[GraphPass]:
         raise KeyError(name)
     module = importlib.import_module(f"onnxforge.passes.{name.replace('-', '_')}")
     found = getattr(module, "".join(word.capitalize() for word in name.split("-")))
-    if not (isinstance(found, type) and issubclass(found, GraphPass)):
-        raise TypeError(f"{module.__name__}: {found!r} is no GraphPass")
+    if not (isinstance(found, type) and issubclass(found, GraphStep)):
+        raise TypeError(f"{module.__name__}: {found!r} is no GraphStep")
     return found

@@ -35,8 +35,8 @@ prompt that fills the context gets none, and no cache."""
 
 DRAFT = """
 draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] chunk)
-    => (int64[1,n] input_ids, int64[1,t] attention_mask, int64 keep, int64[1] end, int64[f] guess,
-        int64[1] drafted, bool[1] reading)
+    => (int64[1,n] input_ids, int64[1,t] attention_mask, int64[1,n] position_ids, int64 keep, int64[1] end,
+        int64[f] guess, int64[1] drafted, bool[1] reading)
 {
   zero = Constant<value_ints=[0]>()
   one = Constant<value_ints=[1]>()
@@ -107,6 +107,10 @@ draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] c
   total = Add(end, guesses)
   row = Concat<axis=0>(one, total)
   attention_mask = ConstantOfShape<value=int64[1] {1}>(row)
+  from = Squeeze(base, zero)
+  to = Squeeze(total, zero)
+  positions = Range(from, to, step)
+  position_ids = Unsqueeze(positions, zero)
   keep_row = Add(guesses, one)
   keep = Squeeze(keep_row, zero)
 }

@@ -97,7 +97,7 @@ def test_every_file_of_the_artifact_knows(built: Callable):
     folder = built("llama", int8("cpu-fp32"))
     manifest = read_manifest(folder)
     assert manifest.cache_dtype == "int8"
-    assert manifest.pipeline[-3:] == ("calibrate-cache{samples=32}", "quantize-cache", "cleanup")
+    assert manifest.pipeline[-4:-1] == ("calibrate-cache{samples=32}", "quantize-cache", "cleanup")
     config = json.loads((folder / "config.json").read_text())
     assert config["transformers.js_config"]["kv_cache_dtype"] == "int8"
     page = (folder / "README.md").read_text()
@@ -163,6 +163,6 @@ def test_the_plan_shows_it_and_can_be_edited(capsys: pytest.CaptureFixture[str])
     edit = ("--set", "quantize-cache.granularity=tensor", "--set", "calibrate-cache.samples=2")
     assert cli.run_verb("compile", ["any", "-t", "cpu-int8", "--kv", "int8", *edit, "--dry-run"]) == 0
     passes = json.loads(capsys.readouterr().out)["target"]["passes"]
-    assert passes[-3:] == ["calibrate-cache{samples=2}", "quantize-cache{granularity=tensor}", "cleanup"]
+    assert passes[-4:-1] == ["calibrate-cache{samples=2}", "quantize-cache{granularity=tensor}", "cleanup"]
     assert cli.run_verb("compile", ["any", "-t", "cpu-int8", "--kv", "int3", "--dry-run"]) == 2
     assert "int3" in capsys.readouterr().err

@@ -126,3 +126,22 @@ def test_a_weight_that_lies_about_its_size_is_an_error(tmp_path: Path):
     )
     with pytest.raises(ValueError, match=r"wrote 256 bytes, declared 4096"):
         save_model(lying, tmp_path)
+
+
+def test_a_derived_model_points_into_the_same_weights(tmp_path: Path):
+    main = model()
+    other = main.clone()
+    save_model(main, tmp_path / "alone")
+    graph, data = save_model(main, tmp_path / "both", derived={"onnx/other.onnx": other})
+    assert data.read_bytes() == (tmp_path / "alone" / "onnx" / "model.onnx_data").read_bytes()
+    assert (tmp_path / "both" / "onnx" / "other.onnx").read_bytes() == graph.read_bytes()
+    assert {path.name for path in graph.parent.iterdir()} == {"model.onnx", "model.onnx_data", "other.onnx"}
+
+
+def test_a_derived_model_brings_no_weights_of_its_own(tmp_path: Path):
+    main = model()
+    other = main.clone()
+    value = next(v for v in other.graph.initializers.values() if v.const_value.nbytes > 1024)
+    value.const_value = ir.tensor(np.zeros(4096, np.float32), name="stray")
+    with pytest.raises(ValueError, match="stray"):
+        save_model(main, tmp_path, derived={"onnx/other.onnx": other})
