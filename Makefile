@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := compiler passes runtimes models tests bench
+SOURCES := compiler passes runtimes models tests bench examples
 
 .PHONY: demo test test-slow lint types imports unit format venv clean
 

@@ -36,7 +36,7 @@ def test_top_level_is_the_one_the_project_promises():
     if not any(tracked):
         pytest.skip("not a git checkout")
     folders = {name.split("/")[0] for name in tracked if "/" in name and not name.startswith(".")}
-    assert folders == {*PACKAGES, "tests", "bench", "docs"}
+    assert folders == {*PACKAGES, "tests", "bench", "docs", "examples"}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))

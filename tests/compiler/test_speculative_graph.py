@@ -1,6 +1,10 @@
 """`onnx/model_spec.onnx` of a compiled artifact: written by default, checked, and shut off by name."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +28,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 WORDS = {"[PAD]": 0, "[UNK]": 1} | {f"w{i}": i for i in range(2, 97)}
 SPEC = "onnx/model_spec.onnx"
 FP32 = TARGETS[0]
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,46 @@ def test_one_run_says_what_steps_of_two_rows_say(int8: Path):
             }
             said = session.run(["sequences"], feeds)[0][0].tolist()
             assert said == reference(model, prompt, 30)
+
+
+def example(name: str) -> list[str]:
+    lines = (EXAMPLES / name).read_text().splitlines()
+    assert len(lines) < 40
+    return lines
+
+
+def said(command: list[str], int8: Path) -> tuple[str, str]:
+    words = [command[0], *command[1:], str(int8), "w5 w6 w7 w5 w6", "24", "6"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_python_example_says_what_the_runtime_says(int8: Path):
+    imports = {
+        line.split()[1].split(".")[0]
+        for line in example("generate.py")
+        if line.startswith(("import", "from"))
+    }
+    assert imports - {"json", "pathlib", "sys"} == {"numpy", "onnxruntime", "tokenizers"}
+    text, counts = said([sys.executable, str(EXAMPLES / "generate.py")], int8)
+    prompt = (5, 6, 7, 5, 6)
+    with load(int8) as model:
+        tokens = reference(model, prompt, 24)[len(prompt) :]
+        kept = tokens[: tokens.index(2) + 1] if 2 in tokens else tokens
+        assert text == model.tokenizer.decode(kept) + "\n"
+    assert "runs of the decoder" in counts
+
+
+def test_the_javascript_example_says_what_python_says(int8: Path, tmp_path: Path):
+    example("generate.mjs")
+    modules = os.environ.get("NODE_MODULES", "")
+    if not Path(modules, "onnxruntime-node").is_dir():
+        pytest.skip("set NODE_MODULES to a folder with onnxruntime-node and @huggingface/tokenizers")
+    (tmp_path / "node_modules").symlink_to(modules)
+    shutil.copy(EXAMPLES / "generate.mjs", tmp_path)
+    python = said([sys.executable, str(EXAMPLES / "generate.py")], int8)
+    assert said(["node", str(tmp_path / "generate.mjs")], int8) == python
 
 
 def test_the_check_finds_a_loop_that_says_something_else(int8: Path):
