@@ -16,12 +16,20 @@ from onnxforge.passes.constants import add_array
 from onnxforge.passes.graph_text import splice
 from onnxforge.passes.limit_logits import LOGITS_TO_KEEP
 from onnxforge.passes.matching import CONTRIB, is_op
+from onnxforge.passes.sampling_text import CHOOSE
 
 WHAT = "speculative loop"
 _PAST = re.compile(r"past_key_values\.(\d+\.(?:key|value))")
 _KNOWN = ("input_ids", "attention_mask", "position_ids", LOGITS_TO_KEEP)
 _CONTEXT = "onnxforge.context_length"
 _INT64, _BOOL = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)
+_OPTIONS = {
+    "temperature": (ir.DataType.FLOAT, 0.0),
+    "top_k": (ir.DataType.INT64, 50),
+    "top_p": (ir.DataType.FLOAT, 1.0),
+    "seed": (ir.DataType.INT64, 0),
+}
+"""Optional inputs and defaults: transformers' own, but for a temperature of 0, which takes the likeliest."""
 _CHUNK, _QUANTIZED_CHUNK = 2048, 512
 """Prompt tokens that one run reads, of a float and an int8 cache, as in runtimes/prompt_chunk.py."""
 
@@ -35,6 +43,7 @@ class AddSpeculativeLoop(DerivingPass):
         input_ids [1,S]                                  sequences [1,S+new]   (the prompt is in front)
         max_new_tokens, max_draft_tokens                 num_steps             (runs of the decoder)
         eos_token_id [E]                                 num_drafted_tokens, num_accepted_tokens
+        temperature, top_k, top_p, seed  (optional)
               │                                              ▲
               ▼                                              │
         ┌ Loop ──────────────────────────────────────────────────────────────────────┐
@@ -53,6 +62,9 @@ class AddSpeculativeLoop(DerivingPass):
     ``max_draft_tokens`` is; 0 drafts nothing. The answer ends with an ``eos_token_id``, after
     ``max_new_tokens``, or where the context is full: a graph cannot raise, so a prompt that fills the context
     or overflows it comes back as it is, with ``num_steps`` 0.
+
+    At a ``temperature`` above its default of 0 tokens are drawn, by one number per place and ``seed``: again
+    those of plain decoding, whatever is drafted. The defaults of ``top_k`` and ``top_p`` are transformers'.
 
     Source: prompt lookup decoding (Saxena 2023), greedy verification of Leviathan et al. 2023 (2211.17192).
     """
@@ -130,7 +142,8 @@ class _Generator:
             for name, number in (("loop/context_length", context), ("loop/chunk", self._chunk()))
         )
         *first, limit, most, room = self._add(graph, text.BEGIN, [ids, new_tokens, drafts, longest], "begin")
-        body = self._body(decoder, state, _Bounds(eos, limit, most, chunk))
+        choice = [self._option(name, *value) for name, value in _OPTIONS.items()]
+        body = self._body(decoder, state, _Bounds(eos, limit, most, chunk), choice)
         carried = [*first, *self._zeros(room)]
         loop = ir.Node(
             "", "Loop", [None, first[-1], *carried], [ir.AttrGraph("body", body)], num_outputs=len(carried)
@@ -149,7 +162,9 @@ class _Generator:
     def _chunk(self) -> int:
         return _QUANTIZED_CHUNK if self._past[0].dtype is ir.DataType.INT8 else _CHUNK
 
-    def _body(self, decoder: Sequence[ir.Node], state: list[ir.Value], bounds: "_Bounds") -> ir.Graph:
+    def _body(
+        self, decoder: Sequence[ir.Node], state: list[ir.Value], bounds: "_Bounds", choice: list[ir.Value]
+    ) -> ir.Graph:
         """One run of the decoder and what it changes."""
         turn, go = _value("loop/turn", _INT64, []), _value("loop/go", _BOOL, [])
         body = ir.Graph([turn, go, *state, *self._past], [], nodes=[], name="step")
@@ -160,7 +175,7 @@ class _Generator:
             if name in self._fed:
                 self._fed[name].replace_all_uses_with(value)
         body.extend(decoder)
-        (choices,) = self._add(body, text.CHOOSE, [self._logits, keep], "choose")
+        (choices,) = self._add(body, CHOOSE, [self._logits, keep, tokens, *choice], "choose")
         seen = [tokens, wish, counts, choices, guess, drafted, reading, end]
         after = self._add(body, text.ACCEPT, [*seen, bounds.eos, bounds.limit, bounds.most], "accept")
         for value in (*self._past, *self._present):
@@ -172,6 +187,14 @@ class _Generator:
         body.append(again)
         body.outputs.extend([again.outputs[0], *after, *self._present])
         return body
+
+    def _option(self, name: str, dtype: ir.DataType, default: float) -> ir.Value:
+        """An input that a caller may leave out."""
+        tensor = ir.tensor(np.array(default, dtype.numpy()), name=name)
+        value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(dtype), const_value=tensor)
+        self._graph.inputs.append(value)
+        self._graph.register_initializer(value)
+        return value
 
     def _zeros(self, count: ir.Value) -> list[ir.Value]:
         """For each cache tensor, zeros for ``count`` tokens; those of one form are one value."""

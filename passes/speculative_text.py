@@ -124,22 +124,6 @@ row: a single unread token has a guess at its side even where none may be drafte
 row rounds differently. ``-1`` stands before the text, so that no axis is ever empty.
 """
 
-CHOOSE = """
-choose (float[1,r,V] logits, int64 keep) => (int64[r] choices)
-{
-  zero = Constant<value_ints=[0]>()
-  one = Constant<value_ints=[1]>()
-  end = Constant<value_ints=[9223372036854775807]>()
-  number = Cast<to=1>(logits)
-  back = Neg(keep)
-  start = Reshape(back, one)
-  last = Slice(number, start, end, one)
-  best = ArgMax<axis=2, keepdims=0>(last)
-  choices = Squeeze(best, zero)
-}
-"""
-"""The most likely token behind each of the last ``keep`` rows."""
-
 ACCEPT = """
 accept (int64[L] tokens, int64[1] wish, int64[3] counts, int64[r] choices, int64[f] guess, int64[1] drafted,
         bool[1] reading, int64[1] end, int64[E] eos_token_id, int64[1] limit, int64[1] most)

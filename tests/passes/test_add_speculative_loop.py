@@ -56,6 +56,9 @@ class Plain:
         cache.update(zip(cache, present, strict=True))
         return logits[0]
 
+    def first_logits(self, prompt: Sequence[int]) -> np.ndarray:
+        return self._rows(dict(self._empty), 0, list(prompt))[-1]
+
     def answer(self, prompt: Sequence[int], new: int, eos: Sequence[int] = ()) -> list[int]:
         tokens, cache = list(prompt), dict(self._empty)
         padded = tokens if len(tokens) > 1 else tokens * 2
@@ -74,13 +77,17 @@ class Loop:
     def __init__(self, model: ir.Model) -> None:
         self.session = session(AddSpeculativeLoop()(model).model)
 
-    def answer(self, prompt: Sequence[int], new: int, eos: Sequence[int] = (), drafts: int = 8) -> Answer:
+    def answer(
+        self, prompt: Sequence[int], new: int, eos: Sequence[int] = (), drafts: int = 8, **drawing: float
+    ) -> Answer:
         feeds = {
             "input_ids": np.array([prompt], np.int64),
             "max_new_tokens": np.array(new, np.int64),
             "eos_token_id": np.array(eos, np.int64),
             "max_draft_tokens": np.array(drafts, np.int64),
         }
+        for name, value in drawing.items():
+            feeds[name] = np.array(value, np.float32 if name in ("temperature", "top_p") else np.int64)
         sequences, *counts = self.session.run(None, feeds)
         return sequences[0].tolist(), *(int(count) for count in counts)
 
@@ -238,6 +245,51 @@ def test_without_limited_logits_the_last_rows_are_taken(tiny_export):
         step(model)
     prompt = some_prompt(3, 7, alphabet=9)
     assert Loop(model).answer(prompt, 20)[0] == Plain(model).answer(prompt, 20)
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, 0, 1.0), (1.5, 12, 1.0), (1.0, 0, 0.8)])
+def test_draws_have_the_distribution_of_the_logits(pair, temperature: float, top_k: int, top_p: float):
+    """Chi-square over 1,500 seeds; the bound lets one honest run in a million fail."""
+    plain, loop = pair("llama")
+    prompt = some_prompt(8, 6)
+    logits = plain.first_logits(prompt).astype(np.float64)
+    order = np.argsort(-logits)[: top_k or VOCAB]
+    share = np.exp((logits[order] - logits.max()) / temperature)
+    share /= share.sum()
+    kept = np.cumsum(share) - share < top_p
+    order, share = order[kept], share[kept] / share[kept].sum()
+    draws = 1500
+    drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    said = [loop.answer(prompt, 1, seed=seed * 7919, **drawing)[0][-1] for seed in range(draws)]
+    assert set(said) <= set(order.tolist())
+    common = share * draws >= 5
+    expected = np.append(share[common], share[~common].sum()) * draws
+    found = np.array([said.count(token) for token in order[common]])
+    found = np.append(found, draws - found.sum())
+    filled = expected > 0
+    statistic = float(((found[filled] - expected[filled]) ** 2 / expected[filled]).sum())
+    freedom = int(filled.sum()) - 1
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom) + 12
+
+
+def test_draws_do_not_depend_on_drafts(pair):
+    _, loop = pair("llama")
+    answers = set()
+    for seed in (*range(8), -1, 2**62):
+        prompt = some_prompt(9, 12, alphabet=9)
+        drawing = {"temperature": 0.9, "top_k": 5, "seed": seed}
+        plain = loop.answer(prompt, 40, drafts=0, **drawing)[0]
+        assert loop.answer(prompt, 40, drafts=6, **drawing)[0] == plain
+        answers.add(tuple(plain))
+    assert len(answers) == 10
+
+
+def test_a_tiny_temperature_takes_the_likeliest(pair):
+    plain, loop = pair("llama")
+    prompt = some_prompt(10, 9)
+    assert loop.answer(prompt, 20, temperature=1e-6)[0] == plain.answer(prompt, 20)
+    assert loop.answer(prompt, 20, temperature=5.0, top_k=1)[0] == plain.answer(prompt, 20)
+    assert loop.answer(prompt, 20, temperature=5.0, top_p=0.0)[0] == plain.answer(prompt, 20)
 
 
 def test_an_encoder_is_refused():
