@@ -40,7 +40,7 @@ def host(model: Decoder) -> Generate:
     """The graph's rule, with the runtime's state: shared cache, one session run a step."""
 
     def generate(prompt: list[int], new: int, drafts: int) -> Said:
-        state = model.new_state(rows=1, capacity=len(prompt) + new + 1)
+        state = model.new_state(rows=1, capacity=len(prompt) + new + 1, min_rows=2)
         tokens, wish, limit = list(prompt), min(4, drafts), len(prompt) + new
         tokens.append(int(state.prompt([np.array(prompt, np.int64)])[0].argmax()))
         steps, accepted = 1, 0

@@ -19,14 +19,13 @@ def has_loop(folder: Path) -> bool:
 
 
 def reference(model: Decoder, prompt: tuple[int, ...], new_tokens: int) -> list[int]:
-    """``prompt`` and the greedy tokens behind it, two rows a step (one row rounds in its own way)."""
-    state = model.new_state(rows=1, capacity=len(prompt) + new_tokens + 1)
+    """``prompt`` and the greedy tokens behind it, an even number of rows a run."""
+    state = model.new_state(rows=1, capacity=len(prompt) + new_tokens + 1, min_rows=2)
     tokens = list(prompt)
     logits = state.prompt([np.array(prompt, np.int64)])[0]
     for _ in range(new_tokens):
         tokens.append(int(logits.argmax()))
-        logits = state.step(np.array([[tokens[-1], 0]], np.int64))[0, 0].copy()
-        state.rewind(1)
+        logits = state.step(np.array([[tokens[-1]]], np.int64))[0, 0]
     return tokens
 
 

@@ -58,8 +58,8 @@ class AddSpeculativeLoop(DerivingPass):
     a body one level down, and lets go of what it packed; it does neither for a loop in a loop, nor for a
     body's own initializers.
 
-    Greedy tokens equal those of plain decoding that reads at least two rows a step (see ``DRAFT``), whatever
-    ``max_draft_tokens`` is; 0 drafts nothing. The answer ends with an ``eos_token_id``, after
+    Greedy tokens equal those of plain decoding that reads an even number of rows a run (see ``DRAFT``),
+    whatever ``max_draft_tokens`` is; 0 drafts nothing. The answer ends with an ``eos_token_id``, after
     ``max_new_tokens``, or where the context is full: a graph cannot raise, so a prompt that fills the context
     or overflows it comes back as it is, with ``num_steps`` 0.
 
@@ -170,12 +170,12 @@ class _Generator:
         body = ir.Graph([turn, go, *state, *self._past], [], nodes=[], name="step")
         tokens, base, wish, counts, _ = state
         fed = self._add(body, text.DRAFT, [tokens, base, wish, bounds.limit, bounds.chunk], "draft")
-        ids, mask, positions, keep, end, guess, drafted, reading = fed
+        ids, mask, positions, keep, need, end, guess, drafted, reading = fed
         for name, value in zip(_KNOWN, (ids, mask, positions, keep), strict=True):
             if name in self._fed:
                 self._fed[name].replace_all_uses_with(value)
         body.extend(decoder)
-        (choices,) = self._add(body, CHOOSE, [self._logits, keep, tokens, *choice], "choose")
+        (choices,) = self._add(body, CHOOSE, [self._logits, need, tokens, *choice], "choose")
         seen = [tokens, wish, counts, choices, guess, drafted, reading, end]
         after = self._add(body, text.ACCEPT, [*seen, bounds.eos, bounds.limit, bounds.most], "accept")
         for value in (*self._past, *self._present):

@@ -18,14 +18,14 @@ def _mix(source: str, result: str) -> str:
 
 
 CHOOSE = f"""
-choose (float[1,r,V] logits, int64 keep, int64[L] tokens, float temperature, int64 top_k, float top_p,
+choose (float[1,r,V] logits, int64 need, int64[L] tokens, float temperature, int64 top_k, float top_p,
         int64 seed) => (int64[r] choices)
 {{
   zero = Constant<value_ints=[0]>()
   one = Constant<value_ints=[1]>()
   end = Constant<value_ints=[9223372036854775807]>()
   number = Cast<to=1>(logits)
-  back = Neg(keep)
+  back = Neg(need)
   start = Reshape(back, one)
   last = Slice(number, start, end, one)
   rows = Squeeze(last, zero)
@@ -64,7 +64,7 @@ choose (float[1,r,V] logits, int64 keep, int64[L] tokens, float temperature, int
       {_mix("key_both", "key")}
       from = Constant<value_int=0>()
       step = Constant<value_int=1>()
-      many = Range(from, keep, step)
+      many = Range(from, need, step)
       length = Shape(tokens)
       place = Add(many, length)
       strided = Mul(place, stride)
@@ -96,7 +96,7 @@ choose (float[1,r,V] logits, int64 keep, int64[L] tokens, float temperature, int
   >
 }}
 """
-"""The token behind each of the last ``keep`` rows: the likeliest, or at a positive temperature a draw.
+"""The token behind each of the last ``need`` rows: the likeliest, or at a positive temperature a draw.
 
 ``top_k`` (0: all) and then ``top_p`` leave some, as transformers does it. The number that draws follows from
 ``seed`` and the token's place in the sequence alone, and a guess stands where it equals the draw. That is

@@ -35,8 +35,8 @@ prompt that fills the context gets none, and no cache."""
 
 DRAFT = """
 draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] chunk)
-    => (int64[1,n] input_ids, int64[1,t] attention_mask, int64[1,n] position_ids, int64 keep, int64[1] end,
-        int64[f] guess, int64[1] drafted, bool[1] reading)
+    => (int64[1,n] input_ids, int64[1,t] attention_mask, int64[1,n] position_ids, int64 keep, int64 need,
+        int64[1] end, int64[f] guess, int64[1] drafted, bool[1] reading)
 {
   zero = Constant<value_ints=[0]>()
   one = Constant<value_ints=[1]>()
@@ -48,11 +48,7 @@ draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] c
   length = Shape(tokens)
 
   ahead = Add(base, chunk)
-  stop = Min(ahead, length)
-  left = Sub(length, stop)
-  lone = Equal(left, one)
-  one_less = Cast<to=7>(lone)
-  end = Sub(stop, one_less)
+  end = Min(ahead, length)
   reading = Less(end, length)
   unread = Sub(end, base)
   single = Equal(unread, one)
@@ -93,7 +89,10 @@ draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] c
   draft_now = Cast<to=7>(may)
   drafted = Mul(allowed, draft_now)
   filler = Cast<to=7>(single)
-  guesses = Max(drafted, filler)
+  some = Max(drafted, filler)
+  rows = Add(unread, some)
+  odd = Mod(rows, two)
+  guesses = Add(some, odd)
 
   count = Squeeze(guesses, zero)
   places = Range(number, count, step)
@@ -111,17 +110,20 @@ draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] c
   to = Squeeze(total, zero)
   positions = Range(from, to, step)
   position_ids = Unsqueeze(positions, zero)
-  keep_row = Add(guesses, one)
-  keep = Squeeze(keep_row, zero)
+  answers = Add(guesses, one)
+  need = Squeeze(answers, zero)
+  odd_answers = Mod(answers, two)
+  even_answers = Add(answers, odd_answers)
+  keep = Squeeze(even_answers, zero)
 }
 """
 """What the decoder reads: unread tokens and guesses at what follows them.
 
 The guess is the text behind the latest of the longest matches (up to three tokens) of its own end, repeated
 with that period; without a match the last token, again. A match of one token is good for one guess only.
-Drafting starts when the prompt is read. No run after that, and none of several parts of the prompt, has one
-row: a single unread token has a guess at its side even where none may be drafted, since attention over one
-row rounds differently. ``-1`` stands before the text, so that no axis is ever empty.
+Drafting starts when the prompt is read. Every run reads an even number of rows, and its head as many: a row
+left alone rounds differently in several kernels (docs/decisions/0016-exact-speculation.md). So a guess may be
+fed without being drafted. ``-1`` stands before the text, so that no axis is ever empty.
 """
 
 ACCEPT = """

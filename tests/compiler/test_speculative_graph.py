@@ -86,6 +86,9 @@ def test_one_run_says_what_steps_of_two_rows_say(int8: Path):
             }
             said = session.run(["sequences"], feeds)[0][0].tolist()
             assert said == reference(model, prompt, 30)
+            options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": []}
+            drafted = model.generate(prompt, max_draft_tokens=4, **options)
+            assert [*prompt, *drafted.token_ids] == said
 
 
 def example(name: str) -> list[str]:

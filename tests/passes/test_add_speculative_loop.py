@@ -35,7 +35,7 @@ def session(model: ir.Model) -> ort.InferenceSession:
 
 
 class Plain:
-    """Greedy decoding of the plain graph, two rows a step: what the loop is held against."""
+    """Greedy decoding of the plain graph, an even number of rows a run: what the loop is held against."""
 
     def __init__(self, model: ir.Model) -> None:
         self._session = session(model)
@@ -61,7 +61,7 @@ class Plain:
 
     def answer(self, prompt: Sequence[int], new: int, eos: Sequence[int] = ()) -> list[int]:
         tokens, cache = list(prompt), dict(self._empty)
-        padded = tokens if len(tokens) > 1 else tokens * 2
+        padded = [*tokens, tokens[-1]] if len(tokens) % 2 else tokens
         logits = self._rows(cache, 0, padded)[len(tokens) - 1]
         for _ in range(min(new, CONTEXT - len(prompt))):
             tokens.append(int(logits.argmax()))
@@ -208,7 +208,7 @@ def test_a_prompt_that_fills_the_context_comes_back(pair):
         assert loop.answer(prompt, 9) == (prompt, 0, 0, 0)
 
 
-def test_long_prompts_are_read_in_parts_and_no_part_has_one_row(fused, monkeypatch: pytest.MonkeyPatch):
+def test_long_prompts_are_read_in_parts(fused, monkeypatch: pytest.MonkeyPatch):
     import onnxforge.passes.add_speculative_loop as module
 
     monkeypatch.setattr(module, "_CHUNK", 8)
@@ -219,6 +219,46 @@ def test_long_prompts_are_read_in_parts_and_no_part_has_one_row(fused, monkeypat
         tokens, steps, _, accepted = loop.answer(prompt, 12)
         assert tokens == plain.answer(prompt, 12)
         assert steps + accepted == 12 + -(-length // 8) - 1
+
+
+def test_every_run_reads_an_even_number_of_rows(fused):
+    """A probe in the body counts the rows of all runs that are odd."""
+    derived = AddSpeculativeLoop()(fused("llama")).model
+    (loop,) = [node for node in derived.graph if node.op_type == "Loop"]
+    body = loop.attributes["body"].as_graph()
+    rows = next(value for node in body for value in node.outputs if value.name == "loop/draft/input_ids")
+    shape = ir.node("Shape", [rows], {"start": 1, "end": 2})
+    body.append(shape)
+    body.outputs.append(shape.outputs[0])
+    scanned = ir.Value(name="rows", type=ir.TensorType(ir.DataType.INT64))
+    wider = ir.Node(
+        "",
+        "Loop",
+        list(loop.inputs),
+        list(loop.attributes.values()),
+        outputs=None,
+        num_outputs=len(loop.outputs) + 1,
+    )
+    for old, new in zip(loop.outputs, wider.outputs, strict=False):
+        new.name = f"{old.name}/wider"
+        old.replace_all_uses_with(new)
+    wider.outputs[-1].name = scanned.name
+    wider.outputs[-1].type = scanned.type
+    derived.graph.insert_before(loop, wider)
+    derived.graph.remove(loop, safe=True)
+    derived.graph.outputs.append(wider.outputs[-1])
+    run = session(derived)
+    for length in (1, 2, 5, 8, 9):
+        for drafts in (0, 1, 2, 5, 8):
+            feeds = {
+                "input_ids": [some_prompt(1, length, alphabet=9)],
+                "eos_token_id": [],
+                "max_new_tokens": 40,
+            }
+            feeds = {name: np.array(value, np.int64) for name, value in feeds.items()}
+            read = run.run(["rows"], feeds | {"max_draft_tokens": np.array(drafts)})[0]
+            assert len(read) > 1
+            assert not (read % 2).any(), read.ravel()
 
 
 def test_the_finished_model_is_left_alone_and_shares_its_weights(fused):
