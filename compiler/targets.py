@@ -196,7 +196,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         name="cuda-int4",
-        summary="int4 weights in blocks of 32 and float16 arithmetic for CUDA; embedding and head in 8 bits",
+        summary="int4 weights by AWQ and GPTQ in blocks of 32, float16 arithmetic for CUDA; head in 8 bits",
         passes=(
             *_FUSE,
             "correlate-inputs{skip=embed|wte|lm_head}",
@@ -210,8 +210,8 @@ TARGETS: tuple[Target, ...] = (
         provider=CUDA,
         session=_MIXED_PRODUCTS,
         budget=(
-            # Grids of least squared error, no calibration: SmolLM2-135M is at 1.24, MiniLM-L6 at 0.943.
-            BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.3),
+            # SmolLM2-135M: 1.06 on two texts, each with its 4-bit blocks rounded anew.
+            BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.15),
             BudgetLine("cosine", Bound.AT_LEAST, 0.93),
         ),
     ),
