@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from speculative_graph import open_loop, run_loop
+from speculation_loop import open_loop, run_loop
 
 from onnxforge.compiler.speed_child import peak_rss
 from onnxforge.runtimes import Decoder, load
