@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from record import record
-from speculation_prompts import bench_prompts
 from speculation_loop import LOOP, open_loop, run_loop
+from speculation_prompts import bench_prompts
 
 from onnxforge.compiler.proof_session import threads
 from onnxforge.runtimes import Decoder, load
