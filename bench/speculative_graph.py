@@ -1,0 +1,48 @@
+"""Running `onnx/model_spec.onnx` with nothing but onnxruntime, for the speculation benchmarks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from onnxforge.runtimes.artifact import read_manifest
+
+LOOP = "onnx/model_spec.onnx"
+
+
+@dataclass(frozen=True)
+class LoopAnswer:
+    """What one run gave: new tokens and its counts."""
+
+    tokens: list[int]
+    steps: int
+    drafted: int
+    accepted: int
+
+
+def open_loop(folder: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    manifest = read_manifest(folder)
+    for key, value in manifest.session.items():
+        options.add_session_config_entry(key, value)
+    return onnxruntime.InferenceSession(str(folder / LOOP), options, providers=[manifest.provider])
+
+
+def run_loop(
+    session: onnxruntime.InferenceSession, ids: np.ndarray, tokens: int, eos: Sequence[int], drafts: int
+) -> LoopAnswer:
+    """``ids`` int64 [1, S]; an empty ``eos`` stops at nothing."""
+    found = session.run(
+        ["sequences", "num_steps", "num_drafted_tokens", "num_accepted_tokens"],
+        {
+            "input_ids": ids,
+            "max_new_tokens": np.array(tokens, np.int64),
+            "eos_token_id": np.array(eos or [-1], np.int64),
+            "max_draft_tokens": np.array(drafts, np.int64),
+        },
+    )
+    return LoopAnswer(found[0][0, ids.shape[1] :].tolist(), *(int(count) for count in found[1:]))
