@@ -49,10 +49,11 @@ def run_once(folder: Path) -> None:
     wanted: list[int] = []
     with load(folder, provider=provider) as model:
         if isinstance(model, Decoder):
-            count = min(NEW_TOKENS, manifest.context_length - len(_PROMPT))
-            model.generate(_PROMPT, max_new_tokens=count, do_sample=False)
+            room = manifest.context_length - len(_PROMPT)
+            model.generate(_PROMPT, max_new_tokens=min(NEW_TOKENS, room), do_sample=False)
             if has_loop(folder):
-                wanted = reference(model, _PROMPT, count - 1)  # the context has to hold the second row too
+                # the context has to hold the last step's second row too
+                wanted = reference(model, _PROMPT, min(NEW_TOKENS, room - 2))
         elif model.manifest.task == "feature-extraction":
             model.encode([_SENTENCE])
         else:
