@@ -20,6 +20,6 @@ const { sequences, num_steps, num_drafted_tokens, num_accepted_tokens } = await 
   max_draft_tokens: int64([draftTokens], []),
 });
 const answer = Array.from(sequences.data.slice(ids.length), Number);
-console.log(tokenizer.decode(answer));
+console.log(tokenizer.decode(answer, { skip_special_tokens: true }));
 const counts = [num_steps, num_accepted_tokens, num_drafted_tokens].map((tensor) => tensor.data[0]);
 console.error(`${counts[0]} runs of the decoder, ${counts[1]} of ${counts[2]} drafted tokens accepted`);
