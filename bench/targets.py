@@ -100,7 +100,7 @@ def main() -> int:
         score, protocols = decoder_score(decoders[0], texts, asked.windows, Path(temp))
         rows = table_rows(decoders, score, (PREFILL, DECODE), asked.rounds)
         tables = {asked.decoder: rows}
-        lines = of_length(ENCODED, ENCODE.sentences, encoders[0].session().tokenizer())
+        lines = of_length(ENCODED, ENCODE.sentences, TextTokenizer(encoders[0].folder))
         rows = table_rows(encoders, encoder_score(encoders[0]), (ENCODE,), 5 * asked.rounds, lines)
         tables[asked.encoder] = rows
     remarks = [f"Text {number + 1}: {protocol}." for number, protocol in enumerate(protocols)]
