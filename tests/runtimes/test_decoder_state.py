@@ -43,14 +43,15 @@ def test_the_prompt_gives_the_last_row_and_a_step_can_too(decoders_by_form, form
 def test_a_prompt_in_chunks_equals_a_prompt_at_once(decoders_by_form, form, monkeypatch):
     model, prompts = decoders_by_form[form], [tokens(50), tokens(23, 1), tokens(1, 2)]
     at_once = model.new_state(rows=3).prompt(prompts).copy()
-    monkeypatch.setattr(prompt_chunk, "CHUNK", 8)
+    for name in ("CHUNK", "CPU_CHUNK"):
+        monkeypatch.setattr(prompt_chunk, name, 8)
     np.testing.assert_allclose(model.new_state(rows=3).prompt(prompts), at_once, atol=2e-5)
 
 
 def test_chunks_are_bounded_by_the_logits_they_make(decoders_by_form):
     whole_logits = decoders_by_form[FORMS[3]].graph
-    assert prompt_chunk.prompt_chunk(decoders_by_form[SHARED].graph, 1) == 2048
-    assert prompt_chunk.prompt_chunk(whole_logits, 1) == 2048
+    assert prompt_chunk.prompt_chunk(decoders_by_form[SHARED].graph, 1) == 256
+    assert prompt_chunk.prompt_chunk(whole_logits, 1) == 256
     rows = 64 * 1024 * 1024 // (4 * VOCABULARY * 100)
     assert prompt_chunk.prompt_chunk(whole_logits, rows) == 100
     assert prompt_chunk.prompt_chunk(whole_logits, 10**9) == 1

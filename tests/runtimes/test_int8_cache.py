@@ -85,8 +85,8 @@ def test_rows_of_different_lengths_equal_single_rows(model):
 def test_a_prompt_is_read_in_short_chunks(model, monkeypatch):
     prompts = [tokens(50), tokens(23, 1)]
     at_once = model.new_state(rows=2).prompt(prompts).copy()
-    assert prompt_chunk.prompt_chunk(model.graph, 1) == 512
-    monkeypatch.setattr(prompt_chunk, "QUANTIZED_CHUNK", 8)
+    assert prompt_chunk.prompt_chunk(model.graph, 1) == 256
+    monkeypatch.setattr(prompt_chunk, "CPU_CHUNK", 8)
     close(model.new_state(rows=2).prompt(prompts), at_once)
 
 

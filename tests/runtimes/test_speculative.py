@@ -187,7 +187,7 @@ def test_every_run_is_even(models, monkeypatch):
         return run(self, tokens, *rest)
 
     monkeypatch.setattr(StepBinding, "run", watched)
-    monkeypatch.setattr(prompt_chunk, "CHUNK", 8)
+    monkeypatch.setattr(prompt_chunk, "CPU_CHUNK", 8)
     np.testing.assert_array_equal(models[SHARED].new_state(min_rows=2).prompt([ids]), at_once)
     assert seen == [8] * 5 + [2]
     state = models[SHARED].new_state(min_rows=2)
