@@ -56,6 +56,7 @@ def opened(path: str, threads: int, drafts: int) -> llama_cpp.Llama:
         n_threads_batch=threads,
         flash_attn=True,
         draft_model=drafter,
+        logits_all=drafts > 0,  # it needs them, and makes room for only 512 rows of them by itself
         verbose=False,
     )
 
