@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
+from peer_process import answer, peak_rss
 
 WAKING_TOKENS = 32
 WARM_TOKENS = 8
@@ -61,15 +62,6 @@ def wake(model: og.Model, vocabulary: int, count: int, rng: np.random.Generator)
     params = og.GeneratorParams(model)
     params.set_search_options(do_sample=False, max_length=count + 2)
     og.Generator(model, params).append_tokens([int(t) for t in rng.integers(0, vocabulary, count)])
-
-
-def peak_rss() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-
-
-def answer(message: dict) -> None:
-    print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":

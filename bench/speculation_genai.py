@@ -12,6 +12,7 @@ import sys
 import time
 
 import onnxruntime_genai as og
+from peer_process import answer, peak_rss
 
 DEFAULTS = {"ngram_size": 3, "max_draft_tokens": 8}
 
@@ -58,15 +59,6 @@ def run(model: og.Model, request: dict, options: dict) -> dict:
         "accepted": stats.get("draft_tokens_accepted", 0),
         "steps": stats.get("target_forward_passes", 0) + stats.get("standard_fallback_steps", 0),
     }
-
-
-def peak_rss() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-
-
-def answer(message: dict) -> None:
-    print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import llama_cpp
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+from peer_process import peak_rss
 
 TYPES = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
 CONTEXT = 2048
@@ -90,11 +91,6 @@ def run(model: llama_cpp.Llama, request: dict) -> dict:
         "accepted": max(len(found) - steps, 0) if request["drafts"] else 0,
         "steps": steps - 1,
     }
-
-
-def peak_rss() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
 from onnxforge.runtimes.artifact import read_manifest
+from onnxforge.runtimes.session import open_session
 
-LOOP = "onnx/model_spec.onnx"
+LOOP = AddSpeculativeLoop.file
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,8 @@ class LoopAnswer:
 
 
 def open_loop(folder: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     manifest = read_manifest(folder)
-    for key, value in manifest.session.items():
-        options.add_session_config_entry(key, value)
-    return onnxruntime.InferenceSession(str(folder / LOOP), options, providers=[manifest.provider])
+    return open_session(folder / LOOP, manifest.provider, manifest.session, threads)
 
 
 def run_loop(

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from record import record
+from speculation_loop import open_loop, run_loop
 
 from onnxforge.compiler.eval_text import evaluation_text
-from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
+from onnxforge.compiler.proof_session import threads
 from onnxforge.runtimes import Decoder, load
 
 LENGTHS, DRAFTS = (64, 300, 1000), (0, 8)
@@ -60,17 +60,13 @@ def host(model: Decoder) -> Generate:
     return generate
 
 
-def graph(folder: Path, model: Decoder) -> Generate:
-    """One run of the derived graph, in a session of the same options."""
-    options = onnxruntime.SessionOptions()
-    for key, value in model.manifest.session.items():
-        options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(folder / AddSpeculativeLoop.file, options)
+def graph(folder: Path) -> Generate:
+    """One run of the derived graph."""
+    session = open_loop(folder, threads())
 
     def generate(prompt: list[int], new: int, drafts: int) -> Said:
-        feeds = {"max_new_tokens": new, "max_draft_tokens": drafts, "eos_token_id": [], "input_ids": [prompt]}
-        found = session.run(None, {name: np.array(value, np.int64) for name, value in feeds.items()})
-        return found[0][0].tolist(), int(found[1]), int(found[3])
+        found = run_loop(session, np.array([prompt], np.int64), new, [], drafts)
+        return [*prompt, *found.tokens], found.steps, found.accepted
 
     return generate
 
@@ -89,7 +85,7 @@ def measured(folder: Path, rounds: int, new: int) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     with load(folder) as model:
         text = model.prompt_tokens(evaluation_text().text[:20_000])
-        ways = {"host": host(model), "graph": graph(folder, model)}
+        ways = {"host": host(model), "graph": graph(folder)}
         for length in LENGTHS:
             prompt = text[:length]
             for drafts in DRAFTS:
