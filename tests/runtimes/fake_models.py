@@ -49,6 +49,27 @@ class Scripted:
         return found if isinstance(found, Draft) else Draft(tuple(found), (0,) * len(found))
 
 
+class Whole:
+    """A `DraftLength` that verifies all it gets."""
+
+    def __init__(self, most):
+        self.most = most
+
+    def wanted(self, room):
+        return min(self.most, room)
+
+    def worthwhile(self, draft):
+        return draft
+
+    def learn(self, *_):
+        pass
+
+    learn_plain = learn
+
+    def time_for(self, draft):
+        return 1.0
+
+
 def speculate(
     state, prompt, options, drafter, limit, most=4, length=None, streamed=False, decode=None, free=None
 ):

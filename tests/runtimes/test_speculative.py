@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from fake_models import Scripted, TableState, speculate
+from fake_models import Scripted, TableState, Whole, speculate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_artifacts import (
@@ -135,27 +135,6 @@ def test_any_drafts_of_any_length_give_the_plain_tokens(models, data):
     stats = loop.stats(0).speculative
     assert stats.draft_tokens_accepted <= stats.draft_tokens_evaluated <= stats.draft_tokens_proposed
     assert stats.rounds + stats.draft_tokens_accepted >= count - 1
-
-
-class Whole:
-    """A `DraftLength` that verifies all it gets."""
-
-    def __init__(self, most):
-        self.most = most
-
-    def wanted(self, room):
-        return min(self.most, room)
-
-    def worthwhile(self, draft):
-        return draft
-
-    def learn(self, *_):
-        pass
-
-    learn_plain = learn
-
-    def time_for(self, draft):
-        return 1.0
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fake_models import Scripted, TableState, speculate
+from fake_models import Scripted, TableState, Whole, speculate
 
 from onnxforge.runtimes import GenerationOptions
 from onnxforge.runtimes.distribution import Distribution
@@ -20,24 +20,6 @@ def table(seed):
 
 
 MODEL = table(0)
-
-
-class AllIn:
-    """A `DraftLength` that verifies whole drafts."""
-
-    def wanted(self, room):
-        return min(3, room)
-
-    def worthwhile(self, draft):
-        return draft
-
-    def learn(self, *_):
-        pass
-
-    learn_plain = learn
-
-    def time_for(self, draft):
-        return 1.0
 
 
 def expected(options):
@@ -97,7 +79,7 @@ def test_answers_follow_the_models_distribution(case, kind, length):
             options,
             drafter(kind, options, seed + DRAWS),
             NEW,
-            length=AllIn() if length == "all" else None,
+            length=Whole(3) if length == "all" else None,
         )
         for _ in loop.steps():
             pass
@@ -130,7 +112,9 @@ def test_the_chi_square_sees_a_wrong_rule():
 
 def test_a_draft_from_the_model_itself_is_always_accepted():
     options = GenerationOptions(do_sample=True, seed=1, top_k=0, repetition_penalty=1.3)
-    loop, _ = speculate(TableState(MODEL), PROMPT, options, drafter("itself", options, 5), 60, length=AllIn())
+    loop, _ = speculate(
+        TableState(MODEL), PROMPT, options, drafter("itself", options, 5), 60, length=Whole(3)
+    )
     for _ in loop.steps():
         pass
     stats = loop.stats(0).speculative
