@@ -93,12 +93,7 @@ def run_passes(
     return Ledger(tuple(records))
 
 
-def run_derivations(
-    model: ir.Model,
-    passes: Sequence[DerivingPass],
-    *,
-    on_done: Callable[[PassRecord], None] = lambda _: None,
-) -> tuple[Ledger, dict[str, ir.Model]]:
+def run_derivations(model: ir.Model, passes: Sequence[DerivingPass]) -> tuple[Ledger, dict[str, ir.Model]]:
     """The models that ``passes`` derive of the finished ``model``, by the path each is to be written to.
 
     Raises:
@@ -110,7 +105,6 @@ def run_derivations(
     for derivation in passes:
         record, derived[derivation.file] = _watch(model, derivation, before, model.clone(), [derivation])
         records.append(record)
-        on_done(record)
     return Ledger(tuple(records)), derived
 
 

@@ -24,7 +24,7 @@ from onnxforge.compiler.step_costs import CONTEXTS, MOST_ROWS, StepCosts, check_
 from onnxforge.runtimes import Decoder, load
 from onnxforge.runtimes.binding import Int64s
 from onnxforge.runtimes.result import Result
-from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, ROWS, Speculation
+from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, Speculation, verifying_rows
 
 GROUNDED_TOKENS, OPEN_TOKENS = 64, 96
 """Of each sample answer, at most. Open answers are as long as people read them: the first words of one have
@@ -59,7 +59,7 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
         assert isinstance(model, Decoder)
         text = _text(model)
         costs = measure_costs(model.graph, text)
-        rows = check_rows(model.graph, text, max(MOST_ROWS, ROWS * -(-(1 + (asked or 0)) // ROWS)))
+        rows = check_rows(model.graph, text, max(MOST_ROWS, verifying_rows(asked or 0)))
         _go_by(model, costs)
         samples = _fitting(model) if rows.is_exact else []
         _round(model, samples, asked or USUAL_LENGTH)

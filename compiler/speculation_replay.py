@@ -14,7 +14,7 @@ from onnxforge.compiler.step_costs import StepCosts, cost_of
 from onnxforge.runtimes.draft_length import DraftLength
 from onnxforge.runtimes.drafter import Draft
 from onnxforge.runtimes.ngram_drafter import NgramDrafter
-from onnxforge.runtimes.speculation import ROWS
+from onnxforge.runtimes.speculation import verifying_rows
 from onnxforge.runtimes.step_cost import StepCost
 
 
@@ -69,7 +69,7 @@ def replay(known: KnownAnswer, costs: Sequence[StepCosts], length: int) -> Repla
         emitted = accepted + 1
         width.learn(draft, accepted, min(accepted + 1, len(draft)), emitted)
         drafter.read(answer[done : done + emitted])
-        context, rows = len(known.prompt) + done, ROWS * -(-(1 + len(draft)) // ROWS)
+        context, rows = len(known.prompt) + done, verifying_rows(len(draft))
         seconds += cost_of(costs, rows, context)
         plain += emitted * cost_of(costs, 1, context)
         done, steps, rows_read = done + emitted, steps + 1, rows_read + rows

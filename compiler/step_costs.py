@@ -15,6 +15,7 @@ import numpy as np
 from onnxforge.runtimes.binding import Int64s
 from onnxforge.runtimes.decoder_graph import DecoderGraph
 from onnxforge.runtimes.decoder_state import DecoderState, new_state
+from onnxforge.runtimes.step_cost import along
 
 MOST_ROWS = 16
 CONTEXTS = (64, 512)
@@ -37,9 +38,7 @@ class StepCosts:
 
     def of(self, rows: int) -> float:
         """Seconds of a step of ``rows`` rows; beyond those measured it goes on as it does on average."""
-        measured = len(self.seconds)
-        slope = (self.seconds[-1] - self.seconds[0]) / (measured - 1)
-        return self.seconds[min(rows, measured) - 1] + slope * max(rows - measured, 0)
+        return along(self.seconds, rows)
 
     @property
     def ratios(self) -> tuple[float, ...]:

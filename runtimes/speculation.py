@@ -15,6 +15,11 @@ ROWS = 2
 _NAMES: Mapping[str, DrafterName] = {"ngram": "ngram", "layer-skip": "layer-skip"}
 
 
+def verifying_rows(drafted: int) -> int:
+    """Rows of a step that verifies so many tokens: they and the one before them, made even."""
+    return 1 + drafted + -(1 + drafted) % ROWS
+
+
 @dataclass(frozen=True)
 class Speculation:
     """The object ``speculation`` of ``artifact.json``: the defaults of requests, and the curve behind them.

@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 
-from onnxforge.runtimes.speculation import ROWS
+from onnxforge.runtimes.speculation import verifying_rows
 
 _SLOPE = 0.1
 """What each further row adds while nothing was measured; 0.07 to 0.2 on CPUs for models of 0.1B."""
 _FORGET = 0.95
 _OUTLIER = 2.0
 _MOST_DRAFT = 3.0
+
+
+def along(curve: Sequence[float], rows: int) -> float:
+    """The cost of `rows` rows by those of 1, 2, 3, ...; beyond its end it goes on as on average."""
+    beyond = max(rows - len(curve), 0)
+    return curve[min(rows, len(curve)) - 1] + (curve[-1] - curve[0]) / (len(curve) - 1) * beyond
 
 
 class StepCost:
@@ -38,22 +44,19 @@ class StepCost:
 
     def of(self, rows: int) -> float:
         """Time of a step of `rows`; a curve goes on beyond its end as it does on average."""
-        known = len(self._curve)
-        if known < 2:
+        if len(self._curve) < 2:
             return 1.0 + self._slope * (rows - 1)
-        if rows <= known:
-            return self._curve[rows - 1]
-        return self._curve[-1] + (self._curve[-1] - self._curve[0]) / (known - 1) * (rows - known)
+        return along(self._curve, rows)
 
     def verifying(self, drafted: int) -> float:
         """Time of a step that verifies so many drafted tokens."""
-        return self.of(_rows(drafted))
+        return self.of(verifying_rows(drafted))
 
     def step_took(self, drafted: int, seconds: float) -> None:
         """Learn from a step that verified `drafted` tokens; one that took far too long counts little."""
         if not self._learns:
             return
-        rows = _rows(drafted)
+        rows = verifying_rows(drafted)
         one = seconds / self.of(rows)
         usual = self._unit is None or one < _OUTLIER * self._unit
         if self._unit is not None and not usual:
@@ -80,8 +83,3 @@ class StepCost:
         one = (y - slope * x) / n + slope
         if one > 0:
             self._slope = min(max(slope / one, 0.0), 1.0)
-
-
-def _rows(drafted: int) -> int:
-    """Rows of a step that verifies so many tokens: they and the one before them, made even."""
-    return 1 + drafted + -(1 + drafted) % ROWS
