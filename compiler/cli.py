@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -38,6 +39,8 @@ _VERBS: Mapping[str, Callable[..., None]] = {
     "doctor": doctor,
 }
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+_AGAIN_AFTER = 0.02
+"""Seconds: a destructor takes less."""
 
 
 def main() -> None:
@@ -64,6 +67,22 @@ def _prepare() -> None:
     gc.set_threshold(200_000, 20, 100)
     guard_streams()
     signal.signal(signal.SIGTERM, _terminated)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again whose exception went down with a destructor that it happened to meet.
+
+    Python drops what is raised in ``__del__``: a Ctrl-C would be gone, and the verb would go on. It comes from
+    another thread and a little later, since in here it would be dropped once more.
+    """
+    again = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
+    if again is None:
+        sys.__unraisablehook__(lost)
+        return
+    timer = threading.Timer(_AGAIN_AFTER, signal.raise_signal, [again])
+    timer.daemon = True
+    timer.start()
 
 
 def _terminated(*_: object) -> None:

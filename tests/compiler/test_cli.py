@@ -190,6 +190,32 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch):
     assert cli.run_verb("compile", ["m", "-t", "cpu-fp32", "-o", "x"]) == 130
 
 
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_that_meets_a_destructor_is_not_lost(sent: str, code: int):
+    """Python drops what is raised in ``__del__``, and imports of regex and torch run thousands of those."""
+    script = f"""
+import signal, time
+from onnxforge.compiler import cli
+
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.{sent})
+
+def verb() -> None:
+    Dying()
+    time.sleep(30)
+
+cli._VERBS = {{"compile": verb}}
+cli.sys.argv = ["compile"]
+cli.compile_main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.split(";")[0].strip()) == (
+        code,
+        "interrupted" if code == 130 else "terminated",
+    )
+
+
 def test_an_interrupt_says_what_is_there_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
