@@ -73,14 +73,15 @@ def _prepare() -> None:
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
     """Send a signal again whose exception went down with a destructor that it happened to meet.
 
-    Python drops what is raised in ``__del__``: a Ctrl-C would be gone, and the verb would go on. It comes from
-    another thread and a little later, since in here it would be dropped once more.
+    Python drops what is raised in ``__del__``: a Ctrl-C would be gone, and the verb would go on. It comes a
+    little later, since in here it would be dropped once more, and to the main thread, which it has to wake.
     """
     again = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
     if again is None:
         sys.__unraisablehook__(lost)
         return
-    timer = threading.Timer(_AGAIN_AFTER, signal.raise_signal, [again])
+    main = threading.main_thread().ident
+    timer = threading.Timer(_AGAIN_AFTER, signal.pthread_kill, [main, again])
     timer.daemon = True
     timer.start()
 
