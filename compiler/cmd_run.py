@@ -92,7 +92,7 @@ def _summary(result: "Result") -> str:
         f"{stats.new_tokens} new at {stats.decode_tokens_per_s:.1f}/s, ended by {result.finish_reason}"
     )
     drafts = stats.speculative
-    if drafts is None:
+    if drafts is None or drafts.rounds == 0:
         return line
     return (
         f"{line}; {drafts.draft_tokens_accepted} of {drafts.draft_tokens_proposed} drafted tokens accepted, "

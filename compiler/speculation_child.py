@@ -17,14 +17,14 @@ import numpy as np
 
 from onnxforge.compiler.eval_text import calibration_text
 from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS, SamplePrompt
-from onnxforge.compiler.speculation_decision import USUAL_LENGTH, best_length, decide
+from onnxforge.compiler.speculation_decision import best_length, decide
 from onnxforge.compiler.speculation_replay import KnownAnswer, forecasts, runtime_curve
 from onnxforge.compiler.speculation_types import SampleRun, SpeculationReport
 from onnxforge.compiler.step_costs import CONTEXTS, MOST_ROWS, StepCosts, check_rows, measure_costs
 from onnxforge.runtimes import Decoder, load
 from onnxforge.runtimes.binding import Int64s
 from onnxforge.runtimes.result import Result
-from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, Speculation, verifying_rows
+from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, USUAL_DRAFT_TOKENS, Speculation, verifying_rows
 
 GROUNDED_TOKENS, OPEN_TOKENS = 64, 96
 """Of each sample answer, at most. Open answers are as long as people read them: the first words of one have
@@ -62,11 +62,11 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
         rows = check_rows(model.graph, text, max(MOST_ROWS, verifying_rows(asked or 0)))
         _go_by(model, costs)
         samples = _fitting(model) if rows.is_exact else []
-        _round(model, samples, asked or USUAL_LENGTH)
-        lengths = sorted({*range(1, MOST_ROWS), asked or USUAL_LENGTH})
+        _round(model, samples, asked or USUAL_DRAFT_TOKENS)
+        lengths = sorted({*range(1, MOST_ROWS), asked or USUAL_DRAFT_TOKENS})
         found = forecasts([sample.answer() for sample in samples], costs, lengths)
         length = asked if asked is not None else best_length(found)
-        runs = _timed(model, samples, length, asked or USUAL_LENGTH) if found else ()
+        runs = _timed(model, samples, length, asked or USUAL_DRAFT_TOKENS) if found else ()
     forecast = next((f for f in found if f.draft_tokens == length), None)
     enabled, reason = decide(rows, forecast, runs, asked)
     return SpeculationReport(

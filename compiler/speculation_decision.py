@@ -10,13 +10,12 @@ from collections.abc import Sequence
 
 from onnxforge.compiler.speculation_types import Forecast, SampleRun, measured_speed
 from onnxforge.compiler.step_costs import RowConsistency
+from onnxforge.runtimes.speculation import USUAL_DRAFT_TOKENS
 
 LEAST_OPEN = 0.97
 """Open text must keep this share of its speed: what is below is more than the noise of a few rounds."""
 LEAST_GROUNDED = 1.05
 """And grounded text must gain more than the noise."""
-USUAL_LENGTH = 7
-"""Drafted tokens per step: with the token before them eight rows, and steps are even."""
 _AS_GOOD = 0.98
 
 
@@ -24,7 +23,7 @@ def best_length(forecasts: Sequence[Forecast]) -> int:
     """The draft length with the best expected speeds; 0 where there is no forecast.
 
     Best is the largest geometric mean of both classes, among the lengths that are not expected to slow open
-    text down, or among all if every one is. :data:`USUAL_LENGTH` is taken where it is nearly as good: the
+    text down, or among all if every one is. ``USUAL_DRAFT_TOKENS`` is taken where it is nearly as good: the
     choice is not a fine one, because the runtime verifies no more of a draft than is worth its time.
     """
     if not forecasts:
@@ -32,7 +31,7 @@ def best_length(forecasts: Sequence[Forecast]) -> int:
     kept = [f for f in forecasts if f.open.speed >= LEAST_OPEN] or forecasts
     worth = {f.draft_tokens: math.sqrt(f.grounded.speed * f.open.speed) for f in kept}
     best = max(worth, key=lambda length: (worth[length], -length))
-    return USUAL_LENGTH if worth.get(USUAL_LENGTH, 0.0) >= _AS_GOOD * worth[best] else best
+    return USUAL_DRAFT_TOKENS if worth.get(USUAL_DRAFT_TOKENS, 0.0) >= _AS_GOOD * worth[best] else best
 
 
 def decide(

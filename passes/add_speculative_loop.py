@@ -60,8 +60,8 @@ class AddSpeculativeLoop(DerivingPass):
 
     Greedy tokens equal those of plain decoding that reads an even number of rows a run (see ``DRAFT``),
     whatever ``max_draft_tokens`` is; 0 drafts nothing. The answer ends with an ``eos_token_id``, after
-    ``max_new_tokens``, or where the context is full: a graph cannot raise, so a prompt that fills the context
-    or overflows it comes back as it is, with ``num_steps`` 0.
+    ``max_new_tokens``, or where the context is full: a graph cannot raise, so a prompt that fills or
+    overflows the context, or is empty, comes back as it is, with ``num_steps`` 0.
 
     At a ``temperature`` above its default of 0 tokens are drawn, by one number per place and ``seed``: again
     those of plain decoding, whatever is drafted. The defaults of ``top_k`` and ``top_p`` are transformers'.

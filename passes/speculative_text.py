@@ -17,7 +17,8 @@ begin (int64[1,S] input_ids, int64 max_new_tokens, int64 max_draft_tokens, int64
   length = Shape(tokens)
   asked = Reshape(max_new_tokens, scalar)
   some = Max(asked, zero)
-  wanted = Add(length, some)
+  bounded = Min(some, context)
+  wanted = Add(length, bounded)
   limit = Min(wanted, context)
   drafts = Reshape(max_draft_tokens, scalar)
   least = Max(drafts, zero)
@@ -25,13 +26,15 @@ begin (int64[1,S] input_ids, int64 max_new_tokens, int64 max_draft_tokens, int64
   wish = Min(most, first)
   base = Constant<value_ints=[0]>()
   counts = Constant<value_ints=[0, 0, 0]>()
-  room = Less(length, limit)
+  fits = Less(length, limit)
+  begun = Greater(length, zero)
+  room = And(fits, begun)
   going = Squeeze(room, zero)
   capacity = Where(room, limit, zero)
 }
 """
 """The prompt, and a cache that has room for the whole answer. That ends at the context's end at the latest; a
-prompt that fills the context gets none, and no cache."""
+prompt that fills the context, or that is empty, gets none, and no cache."""
 
 DRAFT = """
 draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] chunk)

@@ -15,12 +15,9 @@ from onnxforge.runtimes.interruption import Interruption
 from onnxforge.runtimes.model_drafter import ModelDrafter
 from onnxforge.runtimes.ngram_drafter import NgramDrafter
 from onnxforge.runtimes.sampling import Sampler
-from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, ROWS, Speculation
+from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, ROWS, USUAL_DRAFT_TOKENS, Speculation
 from onnxforge.runtimes.speculative_loop import Source, SpeculativeLoop
 from onnxforge.runtimes.step_cost import StepCost
-
-_USUAL = 8
-"""Draft tokens per step, at most, of a request that names a draft model and no number."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def drafting_for(
     possible = graph.shared_cache and rows == 1
     enabled = default is not None and default.enabled
     if count is None:
-        usual = default.max_draft_tokens if default is not None and enabled else _USUAL
+        usual = default.max_draft_tokens if default is not None and enabled else USUAL_DRAFT_TOKENS
         count = min(usual, graph.context_length - 1) if (assistant is not None or enabled) and possible else 0
     if count > 0 and asked.min_rows == 1:
         raise RequestError(
@@ -118,7 +115,8 @@ def _model_drafter(
 ) -> ModelDrafter:
     state = new_state(assistant, 1, min(capacity, assistant.context_length), interruption.run_options)
     sampler = Sampler(options, (), drafts=True)
-    return ModelDrafter(state, assistant.context_length, graph.vocabulary, sampler, options.eos_token_id)
+    common = min(assistant.vocabulary, graph.vocabulary)
+    return ModelDrafter(state, assistant.context_length, common, sampler, options.eos_token_id)
 
 
 def _check(asked: DraftRequest, context: int) -> None:

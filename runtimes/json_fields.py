@@ -1,6 +1,6 @@
 """Typed fields of a JSON object that a program wrote: exact types, or one clear error."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,10 +52,10 @@ class JsonFields:
         value = self.raw[key]
         if not isinstance(value, list):
             raise self.fail(key, "a list of numbers")
-        found = tuple(float(n) for n in value if isinstance(n, int | float) and not isinstance(n, bool))
-        if len(found) != len(value) or not all(map(math.isfinite, found)):
+        found = tuple(n for n in value if isinstance(n, int | float) and not isinstance(n, bool))
+        if len(found) != len(value) or not all(abs(n) <= sys.float_info.max for n in found):
             raise self.fail(key, "a list of numbers")
-        return found
+        return tuple(map(float, found))
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings."""

@@ -25,8 +25,8 @@ class ModelDrafter:
     def __init__(
         self, state: DecoderState, context_length: int, vocabulary: int, sampler: Sampler, stop: Sequence[int]
     ) -> None:
-        """`vocabulary`: ids from 0 to this are the target's, others are never proposed. Drafts end with a
-        token of `stop`."""
+        """`vocabulary`: both models have the ids from 0 to this. Others are never proposed, and behind a text
+        that holds one (padded rows of the larger model) nothing is. Drafts end with a token of `stop`."""
         self._state = state
         self._context = context_length
         self._vocabulary = vocabulary
@@ -36,17 +36,19 @@ class ModelDrafter:
         self._fed: list[int] = []
         """What the cache holds: the text for a while, then guesses that may have been wrong."""
         self._agreed = 0
+        self._readable = True
         self.forward_passes = 0
 
     def read(self, tokens: Sequence[int]) -> None:
         """See `Drafter.read`."""
         self._text += tokens
+        self._readable = self._readable and max(tokens, default=0) < self._vocabulary
         self._sampler.see(tokens)
 
     def propose(self, count: int) -> Draft:
-        """See `Drafter.propose`; empty when the text does not fit the draft model's context."""
+        """See `Drafter.propose`; empty when the draft model cannot read the text: ids, or context."""
         count = min(count, self._context - len(self._text))
-        if count < 1:
+        if count < 1 or not self._readable:
             return Draft()
         mark = self._sampler.mark()
         logits = self._catch_up()

@@ -12,6 +12,9 @@ MOST_DRAFT_TOKENS = 31
 """Drafted tokens of one step, at most: steps were compared bit for bit up to 32 rows."""
 ROWS = 2
 """Runs of a request that drafts read a multiple of this: even runs agree bit for bit (`SharedState`)."""
+USUAL_DRAFT_TOKENS = 7
+"""Drafted tokens of one step where nobody says how many: with the token before them eight rows, and steps are
+even."""
 _NAMES: Mapping[str, DrafterName] = {"ngram": "ngram", "layer-skip": "layer-skip"}
 
 
@@ -72,7 +75,8 @@ def read_speculation(where: str, raw: object) -> Speculation:
             reason=values.text("reason") if raw["reason"] != "" else "",
         )
     except ArtifactError as error:
-        raise ArtifactError(f"{where}: {error}" if where not in str(error) else str(error)) from error
+        found = str(error).removeprefix("speculation: ")
+        raise ArtifactError(found if where in found else f"{where}: {found}") from error
 
 
 def _problems(found: Speculation) -> list[str]:

@@ -12,9 +12,10 @@ _MOST_DRAFT = 3.0
 
 
 def along(curve: Sequence[float], rows: int) -> float:
-    """The cost of `rows` rows by those of 1, 2, 3, ...; beyond its end it goes on as on average."""
+    """The cost of `rows` rows by those of 1, 2, 3, ...; beyond its end it goes on as on average, not down."""
     beyond = max(rows - len(curve), 0)
-    return curve[min(rows, len(curve)) - 1] + (curve[-1] - curve[0]) / (len(curve) - 1) * beyond
+    slope = max(curve[-1] - curve[0], 0.0) / (len(curve) - 1)
+    return curve[min(rows, len(curve)) - 1] + slope * beyond
 
 
 class StepCost:

@@ -43,6 +43,8 @@ def test_drafting_changes_no_token_and_is_counted(small: str, capsys: pytest.Cap
     code = cli.run_verb("run", [small, "hello", "-n", "12", "--greedy", "--max-draft-tokens", "4"])
     assert code == 0
     assert "drafted tokens accepted" in capsys.readouterr().err
+    assert cli.run_verb("run", [small, "hello", "-n", "1", "--greedy", "--max-draft-tokens", "4"]) == 0
+    assert "drafted" not in capsys.readouterr().err, "one token takes no step that could draft"
     assert cli.run_verb("run", [small, "hello", "--max-draft-tokens", "24"]) == 2
     assert "max_draft_tokens is 24; pass a whole number from 0 (no drafts) to 23" in capsys.readouterr().err
 

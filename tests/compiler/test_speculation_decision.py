@@ -6,7 +6,7 @@ import pytest
 
 from onnxforge.compiler.proof_speculation import as_default, complaint
 from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS
-from onnxforge.compiler.speculation_decision import LEAST_OPEN, USUAL_LENGTH, best_length, decide
+from onnxforge.compiler.speculation_decision import LEAST_OPEN, best_length, decide
 from onnxforge.compiler.speculation_replay import KnownAnswer, forecasts, replay, runtime_curve
 from onnxforge.compiler.speculation_types import (
     ClassForecast,
@@ -16,6 +16,7 @@ from onnxforge.compiler.speculation_types import (
     measured_speed,
 )
 from onnxforge.compiler.step_costs import RowConsistency, StepCosts, cost_of, rising
+from onnxforge.runtimes.speculation import USUAL_DRAFT_TOKENS
 
 EXACT = RowConsistency(140, 0.0, 0.7, 1.3, 2, 32)
 CHEAP = (StepCosts(64, tuple(1.0 + 0.1 * k for k in range(16))),)
@@ -88,7 +89,9 @@ def test_the_best_length_does_not_slow_open_text_down():
     assert best_length([forecast(1, 1.2, 1.0), forecast(15, 3.0, 0.9)]) == 1
     assert best_length([forecast(1, 1.2, 0.8), forecast(15, 3.0, 0.7)]) == 15
     assert best_length([forecast(1, 1.2, 1.0), forecast(2, 1.2, 1.0)]) == 1
-    assert best_length([forecast(USUAL_LENGTH, 1.99, 1.0), forecast(15, 2.0, 1.0)]) == USUAL_LENGTH
+    assert (
+        best_length([forecast(USUAL_DRAFT_TOKENS, 1.99, 1.0), forecast(15, 2.0, 1.0)]) == USUAL_DRAFT_TOKENS
+    )
 
 
 def test_measured_speed_is_of_all_tokens_over_all_time():

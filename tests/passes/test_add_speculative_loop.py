@@ -193,7 +193,7 @@ def test_an_end_inside_an_accepted_draft_cuts_it(pair):
 def test_limits(pair, drafts: int):
     plain, loop = pair("llama")
     prompt = some_prompt(6, 20, alphabet=9)
-    for new in (0, 1, 2, 10_000):
+    for new in (0, 1, 2, 10_000, 2**63 - 1):
         assert loop.answer(prompt, new, drafts=drafts)[0] == plain.answer(prompt, new)
     assert loop.answer(prompt, -3, drafts=drafts) == (prompt, 0, 0, 0)
 
@@ -206,6 +206,12 @@ def test_a_prompt_that_fills_the_context_comes_back(pair):
     for length in (CONTEXT, CONTEXT + 1):
         prompt = some_prompt(7, length)
         assert loop.answer(prompt, 9) == (prompt, 0, 0, 0)
+
+
+def test_an_empty_prompt_comes_back(pair):
+    _, loop = pair("llama")
+    for new in (0, 1, 9, 2**63 - 1):
+        assert loop.answer([], new) == ([], 0, 0, 0)
 
 
 def test_long_prompts_are_read_in_parts(fused, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import plain_decoding
 from tiny_artifacts import FORMS, SHARED, write_decoder
 
 from onnxforge.runtimes import load
@@ -30,3 +31,16 @@ def decoders_by_form(tmp_path_factory):
 def decoder(decoders_by_form):
     """A decoder of the form that fusion gives."""
     return decoders_by_form[SHARED]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Loaded decoders that can draft, one per form."""
+    base, forms = tmp_path_factory.mktemp("speculative"), plain_decoding.FORMS
+    return {form: load(write_decoder(base / str(i), form), threads=1) for i, form in enumerate(forms)}
+
+
+@pytest.fixture(scope="session")
+def assistant(tmp_path_factory):
+    """Another model with the same tokenizer."""
+    return load(write_decoder(tmp_path_factory.mktemp("assistant") / "a", seed=1), threads=1)

@@ -146,6 +146,12 @@ def test_a_measured_curve_is_followed_and_goes_on_in_a_line():
     assert cost.of(3) == 1.6
 
 
+def test_a_curve_that_falls_does_not_go_on_to_nothing():
+    cost = StepCost((1.0, 0.8, 0.6, 0.4), 0.0, learns=True)
+    assert cost.verifying(5) == cost.verifying(31) == 0.4
+    cost.step_took(5, 0.1)
+
+
 def test_without_a_curve_the_cost_is_learned_from_the_steps():
     cost = StepCost((), 0.5, learns=True)
     rng = np.random.default_rng(0)

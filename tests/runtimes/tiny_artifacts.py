@@ -36,6 +36,8 @@ class Form:
     """The cache is int8, one scale per channel."""
     broken: bool = False
     """The logits are NaN."""
+    padding: int = 0
+    """Rows of the embedding and the logits that no token has."""
 
 
 SHARED, SHARED_POSITIONS = Form(), Form(positions=True)
@@ -76,8 +78,8 @@ def _weights(rng: np.random.Generator, form: Form) -> dict[str, np.ndarray]:
 
     width = HEADS * HEAD_DIM
     found = {
-        "embed": normal(VOCABULARY, HIDDEN, scale=1.0),
-        "head": normal(HIDDEN, VOCABULARY, scale=0.3),
+        "embed": normal(VOCABULARY + form.padding, HIDDEN, scale=1.0),
+        "head": normal(HIDDEN, VOCABULARY + form.padding, scale=0.3),
         "places": normal(form.context, HIDDEN, scale=0.7),
     }
     for i in range(LAYERS):
@@ -211,8 +213,9 @@ def decoder_graph(form: Form, seed: int = 0) -> ir.Model:
     if form.broken:
         tail = tail.replace("logits =", "finite =") + "\n nothing = Sub(finite, finite)\n"
         tail += " logits = Div(nothing, nothing)"
+    rows = VOCABULARY + form.padding
     text = f"""<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
-    tiny ({inputs}, {past}, {declared}) => (float[batch_size,k,{VOCABULARY}] logits, {present}) {{
+    tiny ({inputs}, {past}, {declared}) => (float[batch_size,k,{rows}] logits, {present}) {{
       {start}{_SHARED_MASK if form.shared else _PLAIN_MASK}{body}
       {tail}
     }}"""
