@@ -20,6 +20,7 @@ import onnxruntime as ort
 from record import record
 
 from onnxforge.runtimes import load
+from onnxforge.runtimes.request_options import Options
 
 PROMPTS = (
     "The three laws of thermodynamics are",
@@ -28,6 +29,9 @@ PROMPTS = (
     "1, 1, 2, 3, 5, 8, 13,",
     "Dear Sir or Madam,\n\nI am writing to",
 )
+
+PLAIN: Options = {"do_sample": False, "max_draft_tokens": 0, "min_rows": 1}
+"""One row a step, as the others decode, whatever the artifact's default is."""
 
 GENAI = """
 import json, sys
@@ -67,9 +71,7 @@ def main() -> int:
     asked = parser.parse_args()
     with load(asked.artifact) as model:
         prompts = [model.prompt_tokens(prompt) for prompt in PROMPTS]
-        ours = [
-            list(model.generate(p, max_new_tokens=asked.tokens, do_sample=False).token_ids) for p in prompts
-        ]
+        ours = [list(model.generate(p, max_new_tokens=asked.tokens, **PLAIN).token_ids) for p in prompts]
     plain = plain_onnxruntime(asked.artifact, prompts, ours)
     genai = peer(asked, GENAI, {"prompts": prompts})
     scored = peer(asked, LM_EVAL, {"prompts": prompts, "answers": plain})

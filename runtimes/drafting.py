@@ -61,7 +61,8 @@ def drafting_for(
     wanted = asked.assistant_model is not None if count is None else count > 0
     if wanted or (asked.min_rows or 1) > 1:
         _check_possible(graph, rows)
-    possible = graph.shared_cache and rows == 1
+    plain = asked.min_rows == 1 and not wanted
+    possible = graph.shared_cache and rows == 1 and not plain
     enabled = default is not None and default.enabled
     if count is None:
         usual = default.max_draft_tokens if default is not None and enabled else USUAL_DRAFT_TOKENS

@@ -28,6 +28,15 @@ def test_the_artifact_says_whether_requests_draft(speaking, models):
     assert models[SHARED].generate(prompt, max_new_tokens=5).stats.speculative is None
 
 
+def test_one_row_a_step_is_plain_decoding_whatever_the_artifact_says(speaking, assistant):
+    prompt = "the hand and the hand and"
+    got = speaking.generate(prompt, max_new_tokens=60, min_rows=1, **NO_EOS)
+    assert got.stats.speculative is None
+    same(got, speaking.generate(prompt, max_new_tokens=60, min_rows=1, max_draft_tokens=0, **NO_EOS))
+    with pytest.raises(RequestError, match="min_rows is 1 and the request drafts"):
+        speaking.generate(prompt, min_rows=1, assistant_model=assistant)
+
+
 def test_a_batch_does_not_draft_by_default_and_refuses_to_when_asked(speaking, assistant):
     assert [r.stats.speculative for r in speaking.generate(["a", "b"], max_new_tokens=5)] == [None, None]
     for options in ({"max_draft_tokens": 3}, {"assistant_model": assistant}, {"min_rows": 2}):
