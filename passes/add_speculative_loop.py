@@ -30,6 +30,7 @@ _OPTIONS = {
     "seed": (ir.DataType.INT64, 0),
 }
 """Optional inputs and defaults: transformers' own, but for a temperature of 0, which takes the likeliest."""
+_SMALL = 8
 _CHUNK, _QUANTIZED_CHUNK = 2048, 512
 """Prompt tokens that one run reads, of a float and an int8 cache, as in runtimes/prompt_chunk.py."""
 
@@ -127,7 +128,7 @@ class _Generator:
 
     def build(self, context: int) -> None:
         """Rewrite the graph."""
-        graph, state = self._graph, _state()
+        graph = self._graph
         decoder = _depending_on([*self._fed.values(), *self._past])
         graph.remove(decoder)
         graph.inputs.clear()
@@ -141,19 +142,19 @@ class _Generator:
             add_array(graph, name, np.array([number], np.int64))
             for name, number in (("loop/context_length", context), ("loop/chunk", self._chunk()))
         )
-        *first, limit, most, room = self._add(graph, text.BEGIN, [ids, new_tokens, drafts, longest], "begin")
+        state, going, room = self._add(graph, text.BEGIN, [ids, new_tokens, drafts, longest], "begin")
         choice = [self._option(name, *value) for name, value in _OPTIONS.items()]
-        body = self._body(decoder, state, _Bounds(eos, limit, most, chunk), choice)
-        carried = [*first, *self._zeros(room)]
+        body = self._body(decoder, chunk, [eos, *choice])
+        carried = [state, *self._zeros(room)]
         loop = ir.Node(
-            "", "Loop", [None, first[-1], *carried], [ir.AttrGraph("body", body)], num_outputs=len(carried)
+            "", "Loop", [None, going, *carried], [ir.AttrGraph("body", body)], num_outputs=len(carried)
         )
         loop.name = "/loop"
         graph.append(loop)
         for made, value in zip(loop.outputs, body.inputs[2:], strict=True):
             # Every output has a name, used or not: ONNX Runtime 1.31 crashes where one is left out.
             made.name, made.type = f"loop/last/{value.name}", value.type
-        ends = self._add(graph, text.END, [loop.outputs[0], loop.outputs[3]], "end")
+        ends = self._add(graph, text.END, loop.outputs[:1], "end")
         for value, name in zip(ends, text.OUTPUTS, strict=True):
             value.name = name
         graph.outputs.extend(ends)
@@ -162,30 +163,26 @@ class _Generator:
     def _chunk(self) -> int:
         return _QUANTIZED_CHUNK if self._past[0].dtype is ir.DataType.INT8 else _CHUNK
 
-    def _body(
-        self, decoder: Sequence[ir.Node], state: list[ir.Value], bounds: "_Bounds", choice: list[ir.Value]
-    ) -> ir.Graph:
-        """One run of the decoder and what it changes."""
+    def _body(self, decoder: Sequence[ir.Node], chunk: ir.Value, choice: Sequence[ir.Value]) -> ir.Graph:
+        """One run of the decoder and what it changes: the numbers and tokens of ``state``, and the cache."""
         turn, go = _value("loop/turn", _INT64, []), _value("loop/go", _BOOL, [])
-        body = ir.Graph([turn, go, *state, *self._past], [], nodes=[], name="step")
-        tokens, base, wish, counts, _ = state
-        fed = self._add(body, text.DRAFT, [tokens, base, wish, bounds.limit, bounds.chunk], "draft")
-        ids, mask, positions, keep, need, end, guess, drafted, reading = fed
-        for name, value in zip(_KNOWN, (ids, mask, positions, keep), strict=True):
+        state = _value("loop/state", _INT64, ["numbers_and_tokens"])
+        body = ir.Graph([turn, go, state, *self._past], [], nodes=[], name="step")
+        drafted = self._add(body, text.DRAFT, [state, self._past[0], chunk], "draft")
+        *fed, need, tokens, numbers, none, limit, end, guess, places, answers, count, reading = drafted
+        for name, value in zip(_KNOWN, fed, strict=True):
             if name in self._fed:
                 self._fed[name].replace_all_uses_with(value)
         body.extend(decoder)
-        (choices,) = self._add(body, CHOOSE, [self._logits, need, tokens, *choice], "choose")
-        seen = [tokens, wish, counts, choices, guess, drafted, reading, end]
-        after = self._add(body, text.ACCEPT, [*seen, bounds.eos, bounds.limit, bounds.most], "accept")
+        _take_in_small_integers(body, decoder)
+        (seen,) = self._add(body, CHOOSE, [self._logits, need, none, tokens, answers, *choice], "choose")
+        known = [tokens, numbers, seen, none, limit, end, guess, places, count, reading]
+        going, after = self._add(body, text.ACCEPT, known, "accept")
         for value in (*self._past, *self._present):
             assert value.shape is not None
             # True names only: ONNX Runtime plans memory by them. The whole buffer goes in and comes out.
             value.shape = ir.Shape([1, value.shape[1], "capacity", value.shape[3]])
-        again = ir.node("Identity", [after[-1]], name="/loop/again")
-        again.outputs[0].name = "loop/again"
-        body.append(again)
-        body.outputs.extend([again.outputs[0], *after, *self._present])
+        body.outputs.extend([going, after, *self._present])
         return body
 
     def _option(self, name: str, dtype: ir.DataType, default: float) -> ir.Value:
@@ -220,16 +217,6 @@ class _Generator:
         return outputs
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """Values of the outer graph that every step reads."""
-
-    eos: ir.Value
-    limit: ir.Value
-    most: ir.Value
-    chunk: ir.Value
-
-
 def _depending_on(sources: Iterable[ir.Value]) -> list[ir.Node]:
     """The nodes that ``sources`` reach, in the graph's order, and the dequantization of their weights.
 
@@ -249,15 +236,30 @@ def _depending_on(sources: Iterable[ir.Value]) -> list[ir.Node]:
     return [node for node in graph if node in reached]
 
 
-def _state() -> list[ir.Value]:
-    """What steps hand on: tokens, true lines of the cache, wished draft length, counts, whether to go on."""
-    return [
-        _value("loop/tokens", _INT64, ["length"]),
-        _value("loop/base", _INT64, [1]),
-        _value("loop/wish", _INT64, [1]),
-        _value("loop/counts", _INT64, [3]),
-        _value("loop/going", _BOOL, []),
-    ]
+def _take_in_small_integers(body: ir.Graph, decoder: Sequence[ir.Node]) -> None:
+    """Give ``body`` constants of its own for the axes and counts that ``decoder`` reads from the outer graph.
+
+    A GPU and the CPU would read those together, and ONNX Runtime copies an outer value from one to the other
+    in every step; of a graph's own constants it keeps two.
+    """
+    own: dict[ir.Value, ir.Value] = {}
+    for node in decoder:
+        for index, value in enumerate(node.inputs):
+            tensor = value.const_value if value is not None and value.is_initializer() else None
+            if (
+                value is None
+                or tensor is None
+                or tensor.dtype is not ir.DataType.INT64
+                or tensor.size > _SMALL
+            ):
+                continue
+            if value not in own:
+                made = ir.node("Constant", [], {"value": ir.tensor(tensor.numpy())})
+                made.outputs[0].name = f"loop/{value.name}"
+                made.name = f"/{made.outputs[0].name}"
+                body.insert_before(decoder[0], made)
+                own[value] = made.outputs[0]
+            node.replace_input_with(index, own[value])
 
 
 def _form(cache: ir.Value) -> tuple[int, int, ir.DataType]:

@@ -18,56 +18,60 @@ def _mix(source: str, result: str) -> str:
 
 
 CHOOSE = f"""
-choose (float[1,r,V] logits, int64 need, int64[L] tokens, float temperature, int64 top_k, float top_p,
-        int64 seed) => (int64[r] choices)
+choose (float[1,r,V] logits, int64 need, int64[1] none, int64[L] tokens, int64[r] places,
+        int64[E] eos_token_id, float temperature, int64 top_k, float top_p, int64 seed) => (int64[2,r] seen)
 {{
   zero = Constant<value_ints=[0]>()
   one = Constant<value_ints=[1]>()
-  end = Constant<value_ints=[9223372036854775807]>()
+  infinity = Constant<value_ints=[9223372036854775807]>()
   number = Cast<to=1>(logits)
   back = Neg(need)
   start = Reshape(back, one)
-  last = Slice(number, start, end, one)
+  last = Slice(number, start, infinity, one)
   rows = Squeeze(last, zero)
   greedy = Constant<value_float=0.0>()
-  drawing = Greater(temperature, greedy)
+  nothing = Cast<to=1>(none)
+  warm = Add(temperature, nothing)
+  drawing = Greater(warm, greedy)
+  length = Shape(tokens)
+  place = Add(places, length)
   choices = If(drawing) <
     then_branch = draw () => (int64[r] drawn) {{
       size = Shape<start=1, end=2>(rows)
-      wanted = Reshape(top_k, one)
-      given = Greater(wanted, zero)
+      host = Sub(size, size)
+      wanted = Add(top_k, host)
+      given = Greater(wanted, first)
       least = Min(wanted, size)
       count = Where(given, least, size)
       values, ids = TopK<axis=1>(rows, count)
-      likeliest = Slice(values, zero, one, one)
+      first = Constant<value_ints=[0]>()
+      second = Constant<value_ints=[1]>()
+      likeliest = Slice(values, first, second, second)
       below = Sub(values, likeliest)
-      scaled = Div(below, temperature)
+      scaled = Div(below, warm)
       chance = Softmax<axis=1>(scaled)
       axis = Constant<value_int=1>()
       before = CumSum<exclusive=1>(chance, axis)
       kept = Less(before, top_p)
-      nothing = Constant<value_float=0.0>()
-      weight = Where(kept, chance, nothing)
+      zero_chance = Constant<value_float=0.0>()
+      weight = Where(kept, chance, zero_chance)
       sums = CumSum(weight, axis)
-      whole = ReduceSum<keepdims=1>(weight, one)
+      whole = ReduceSum<keepdims=1>(weight, second)
 
       half = Constant<value_int=65536>()
       multiplier = Constant<value_int=73244475>()
       mask = Constant<value_int=4294967295>()
       word = Constant<value_int=4294967296>()
       stride = Constant<value_int=1640531527>()
-      low = BitwiseAnd(seed, mask)
-      upper = Div(seed, word)
+      number_seed = BitwiseOr(seed, host)
+      low = BitwiseAnd(number_seed, mask)
+      upper = Div(number_seed, word)
       high = BitwiseAnd(upper, mask)
       {_mix("low", "key_low")}
       key_both = BitwiseXor(key_low, high)
       {_mix("key_both", "key")}
-      from = Constant<value_int=0>()
-      step = Constant<value_int=1>()
-      many = Range(from, need, step)
-      length = Shape(tokens)
-      place = Add(many, length)
-      strided = Mul(place, stride)
+      spot = BitwiseOr(place, host)
+      strided = Mul(spot, stride)
       counter = BitwiseAnd(strided, mask)
       {_mix("counter", "spread")}
       keyed = BitwiseXor(spread, key)
@@ -77,30 +81,41 @@ choose (float[1,r,V] logits, int64 need, int64[L] tokens, float temperature, int
       bits_float = Cast<to=1>(bits)
       unit = Constant<value_float=5.9604644775390625e-08>()
       uniform = Mul(bits_float, unit)
-      column = Unsqueeze(uniform, one)
+      column = Unsqueeze(uniform, second)
       mark = Mul(column, whole)
       passed = LessOrEqual(sums, mark)
       passed_count = Cast<to=7>(passed)
-      index = ReduceSum<keepdims=1>(passed_count, one)
+      index = ReduceSum<keepdims=1>(passed_count, second)
       kept_count = Cast<to=7>(kept)
-      all_kept = ReduceSum<keepdims=1>(kept_count, one)
-      top = Sub(all_kept, one)
+      all_kept = ReduceSum<keepdims=1>(kept_count, second)
+      top = Sub(all_kept, second)
       inside = Min(index, top)
-      sure = Max(inside, zero)
+      sure = Max(inside, first)
       picked = GatherElements<axis=1>(ids, sure)
-      drawn = Squeeze(picked, one)
+      drawn = Squeeze(picked, second)
     }},
     else_branch = take () => (int64[r] best) {{
       best = ArgMax<axis=1, keepdims=0>(rows)
     }}
   >
+  choice_column = Unsqueeze(choices, one)
+  meets = Equal(choice_column, eos_token_id)
+  meeting = Cast<to=7>(meets)
+  ends = ReduceSum<keepdims=0>(meeting, one)
+  choice_row = Unsqueeze(choices, zero)
+  end_row = Unsqueeze(ends, zero)
+  seen = Concat<axis=0>(choice_row, end_row)
 }}
 """
-"""The token behind each of the last ``need`` rows: the likeliest, or at a positive temperature a draw.
+"""The token behind each of the last ``need`` rows: the likeliest, or at a positive temperature a draw. Below
+the tokens stands for each whether it ends the text (0: no).
 
 ``top_k`` (0: all) and then ``top_p`` leave some, as transformers does it. The number that draws follows from
 ``seed`` and the token's place in the sequence alone, and a guess stands where it equals the draw. That is
 exact speculative sampling from a draft that is certain (Leviathan et al. 2023: accepted with probability
 p(guess), else drawn from what remains), and more: equal seeds give equal tokens however many were drafted. No
 random operator: ONNX Runtime 1.31 has none for the CPU from opset 22 on.
+
+On a GPU all of this stays there but the numbers that draw, which nothing but integer operators make; the
+choices and which of them end the text cross in one copy. See passes/speculative_text.py for ``none``.
 """

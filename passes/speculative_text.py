@@ -2,12 +2,25 @@
 
 Shapes: L tokens so far, S of them unread, f guesses fed behind them, d of those drafted (d <= f), E
 end-of-sequence ids, V the vocabulary. Numbers are int64 [1], so that they concatenate and slice.
+
+Written for a GPU as well: all of ``DRAFT`` and ``ACCEPT`` has to run on the CPU there, or every number would
+cross on its own and wait for the device. ONNX Runtime gives a node to the CPU, though the GPU has a kernel
+for it, if the node reads what another node on the CPU made, and beside that only small constants and the
+graph's inputs; and if the GPU's kernel would not want that one value on the CPU by itself
+(``GetCpuPreferredNodes`` in its sources). What follows from it:
+
+- The state is one tensor, six numbers in front of the tokens: one copy into a step, and one out of it.
+- ``none``, a zero made of a Shape, which is always the CPU's, is added to the state: so that is read there.
+  What the GPU computed is taken over with BitwiseOr, for which no GPU kernel exists.
+- Bounds that are computed select with Compress and Gather. Slice, Range and ConstantOfShape want them on the
+  CPU and work on the GPU, which only the mask and the positions should: they are read there.
+
+Two copies a step are left in the body: the tokens that are read, and the choices.
 """
 
 BEGIN = """
 begin (int64[1,S] input_ids, int64 max_new_tokens, int64 max_draft_tokens, int64[1] context)
-    => (int64[S] tokens, int64[1] base, int64[1] wish, int64[3] counts, bool going,
-        int64[1] limit, int64[1] most, int64[1] capacity)
+    => (int64[M] state, bool going, int64[1] capacity)
 {
   zero = Constant<value_ints=[0]>()
   first = Constant<value_ints=[4]>()
@@ -24,8 +37,8 @@ begin (int64[1,S] input_ids, int64 max_new_tokens, int64 max_draft_tokens, int64
   least = Max(drafts, zero)
   most = Min(least, context)
   wish = Min(most, first)
-  base = Constant<value_ints=[0]>()
   counts = Constant<value_ints=[0, 0, 0]>()
+  state = Concat<axis=0>(counts, zero, wish, most, tokens)
   fits = Less(length, limit)
   begun = Greater(length, zero)
   room = And(fits, begun)
@@ -37,17 +50,32 @@ begin (int64[1,S] input_ids, int64 max_new_tokens, int64 max_draft_tokens, int64
 prompt that fills the context, or that is empty, gets none, and no cache."""
 
 DRAFT = """
-draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] chunk)
+draft (int64[M] state, float[1,H,C,D] past, int64[1] chunk)
     => (int64[1,n] input_ids, int64[1,t] attention_mask, int64[1,n] position_ids, int64 keep, int64 need,
-        int64[1] end, int64[f] guess, int64[1] drafted, bool[1] reading)
+        int64[L] tokens, int64[6] numbers, int64[1] none, int64[1] limit, int64[1] end, int64[f] guess,
+        int64[f] places, int64[a] answer_places, int64[1] drafted, bool[1] reading)
 {
   zero = Constant<value_ints=[0]>()
   one = Constant<value_ints=[1]>()
   two = Constant<value_ints=[2]>()
   three = Constant<value_ints=[3]>()
-  number = Constant<value_int=0>()
+  four = Constant<value_ints=[4]>()
+  head = Constant<value_ints=[6]>()
+  last_one = Constant<value_ints=[-1]>()
+  last_two = Constant<value_ints=[-2]>()
+  last_three = Constant<value_ints=[-3]>()
+  infinity = Constant<value_ints=[9223372036854775807]>()
+  axis = Constant<value_int=0>()
   step = Constant<value_int=1>()
   nothing = Constant<value_ints=[-1, -1, -1]>()
+
+  limit = Shape<start=2, end=3>(past)
+  none = Sub(limit, limit)
+  held = Add(state, none)
+  numbers = Slice(held, zero, head)
+  tokens = Slice(held, head, infinity)
+  base = Gather<axis=0>(numbers, three)
+  wish = Gather<axis=0>(numbers, four)
   length = Shape(tokens)
 
   ahead = Add(base, chunk)
@@ -59,15 +87,12 @@ draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] c
   may = And(single, begun)
 
   padded = Concat<axis=0>(nothing, tokens)
-  from1 = Add(length, one)
-  from2 = Add(length, two)
-  from3 = Add(length, three)
-  ends1 = Slice(padded, two, from2)
-  ends2 = Slice(padded, one, from1)
-  ends3 = Slice(padded, zero, length)
-  last1 = Slice(padded, from2, from3)
-  last2 = Slice(padded, from1, from2)
-  last3 = Slice(padded, length, from1)
+  ends1 = Slice(padded, two, last_one)
+  ends2 = Slice(padded, one, last_two)
+  ends3 = Slice(padded, zero, last_three)
+  last1 = Slice(padded, last_one, infinity)
+  last2 = Slice(padded, last_two, last_one)
+  last3 = Slice(padded, last_three, last_two)
   equal1 = Equal(ends1, last1)
   equal2 = Equal(ends2, last2)
   equal3 = Equal(ends3, last3)
@@ -88,7 +113,7 @@ draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] c
   willing = Min(trusted, wish)
   budget = Sub(limit, length)
   behind = Sub(budget, one)
-  allowed = Min(willing, behind)
+  allowed = Min(willing, behind, length)
   draft_now = Cast<to=7>(may)
   drafted = Mul(allowed, draft_now)
   filler = Cast<to=7>(single)
@@ -97,13 +122,21 @@ draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] c
   odd = Mod(rows, two)
   guesses = Add(some, odd)
 
-  count = Squeeze(guesses, zero)
-  places = Range(number, count, step)
+  itself = Equal(padded, padded)
+  ones = Cast<to=7>(itself)
+  line = CumSum<exclusive=1>(ones, axis)
+  answering = LessOrEqual(line, guesses)
+  answer_places = Compress<axis=0>(line, answering)
+  places = Slice(answer_places, zero, last_one)
   turn = Mod(places, period)
   at = Add(best, turn)
   guess = Gather<axis=0>(tokens, at)
 
-  own = Slice(tokens, base, end)
+  token_places = Slice(line, zero, last_three)
+  from_base = GreaterOrEqual(token_places, base)
+  before_end = Less(token_places, end)
+  now = And(from_base, before_end)
+  own = Compress<axis=0>(tokens, now)
   fed = Concat<axis=0>(own, guess)
   input_ids = Unsqueeze(fed, zero)
   total = Add(end, guesses)
@@ -123,44 +156,51 @@ draft (int64[L] tokens, int64[1] base, int64[1] wish, int64[1] limit, int64[1] c
 """What the decoder reads: unread tokens and guesses at what follows them.
 
 The guess is the text behind the latest of the longest matches (up to three tokens) of its own end, repeated
-with that period; without a match the last token, again. A match of one token is good for one guess only.
-Drafting starts when the prompt is read. Every run reads an even number of rows, and its head as many: a row
-left alone rounds differently in several kernels (docs/decisions/0016-exact-speculation.md). So a guess may be
-fed without being drafted. ``-1`` stands before the text, so that no axis is ever empty.
+with that period; without a match the last token, again. A match of one token is good for one guess only, and
+no guess is longer than the text. Drafting starts when the prompt is read. Every run reads an even number of
+rows, and its head as many: a row left alone rounds differently in several kernels
+(docs/decisions/0016-exact-speculation.md). So a guess may be fed without being drafted. ``-1`` stands before
+the text, so that no axis is ever empty, and ``line`` is as long as any guess and its answers.
 """
 
 ACCEPT = """
-accept (int64[L] tokens, int64[1] wish, int64[3] counts, int64[r] choices, int64[f] guess, int64[1] drafted,
-        bool[1] reading, int64[1] end, int64[E] eos_token_id, int64[1] limit, int64[1] most)
-    => (int64[M] longer, int64[1] base, int64[1] next_wish, int64[3] next_counts, bool going)
+accept (int64[L] tokens, int64[6] numbers, int64[2,a] seen, int64[1] none, int64[1] limit, int64[1] end,
+        int64[f] guess, int64[f] places, int64[1] drafted, bool[1] reading) => (bool going, int64[M] state)
 {
   zero = Constant<value_ints=[0]>()
   one = Constant<value_ints=[1]>()
   two = Constant<value_ints=[2]>()
+  three = Constant<value_ints=[3]>()
+  four = Constant<value_ints=[4]>()
+  five = Constant<value_ints=[5]>()
+  last = Constant<value_ints=[-1]>()
   axis = Constant<value_int=0>()
-  length = Shape(tokens)
+  choice_row = Constant<value_int=0>()
+  end_row = Constant<value_int=1>()
+  sure = Constant<value_ints=[0]>()
 
-  chosen = Slice(choices, zero, drafted)
-  proposed = Slice(guess, zero, drafted)
-  same = Equal(chosen, proposed)
+  host = BitwiseOr(seen, none)
+  choices = Gather<axis=0>(host, choice_row)
+  ends = Gather<axis=0>(host, end_row)
+  chosen = Slice(choices, zero, last)
+  same = Equal(chosen, guess)
   other = Not(same)
-  wrong = Cast<to=7>(other)
+  beyond = GreaterOrEqual(places, drafted)
+  refused = Or(other, beyond)
+  wrong = Cast<to=7>(refused)
   misses = CumSum(wrong, axis)
-  clean = Equal(misses, zero)
-  hit = Cast<to=7>(clean)
-  accepted = ReduceSum<keepdims=1>(hit, zero)
-  longest = Add(accepted, one)
-  new = Slice(choices, zero, longest)
+  all_misses = Concat<axis=0>(sure, misses)
+  true_until = Equal(all_misses, zero)
+  right = Cast<to=7>(true_until)
+  added_most = ReduceSum<keepdims=1>(right, zero)
+  accepted = Sub(added_most, one)
 
-  new_column = Unsqueeze(new, one)
-  meets = Equal(new_column, eos_token_id)
-  meeting = Cast<to=7>(meets)
-  ends = ReduceSum<keepdims=0>(meeting, one)
   ended_before = CumSum<exclusive=1>(ends, axis)
   open = Equal(ended_before, zero)
   answering = Not(reading)
-  kept = And(open, answering)
-  added = Compress<axis=0>(new, kept)
+  speaking = And(open, answering)
+  kept = And(true_until, speaking)
+  added = Compress<axis=0>(choices, kept)
   longer = Concat<axis=0>(tokens, added)
   base = Add(end, accepted)
 
@@ -172,6 +212,9 @@ accept (int64[L] tokens, int64[1] wish, int64[3] counts, int64[r] choices, int64
   on = And(within, unended)
   going = Squeeze(on, zero)
 
+  wish = Gather<axis=0>(numbers, four)
+  most = Gather<axis=0>(numbers, five)
+  counts = Slice(numbers, zero, three)
   gained = Shape(added)
   useful = Min(accepted, gained)
   tally = Concat<axis=0>(one, drafted, useful)
@@ -185,9 +228,10 @@ accept (int64[L] tokens, int64[1] wish, int64[3] counts, int64[r] choices, int64
   tried = Greater(drafted, zero)
   changed = Where(tried, fresh, wish)
   next_wish = Min(changed, most)
+  state = Concat<axis=0>(next_counts, base, next_wish, most, longer)
 }
 """
-"""What the model's own choices make of the guesses.
+"""What the model's own choices (and which of them end the text) make of the guesses.
 
 Those that equal its choices stand, up to the first that does not; its choice there comes behind them. An
 end-of-sequence token ends the answer, wherever it stands. ``base`` tells how many lines of the cache hold
@@ -195,17 +239,20 @@ true tokens: moving it is all that a rejected guess costs, since the next run wr
 """
 
 END = """
-end (int64[N] tokens, int64[3] counts)
+end (int64[M] state)
     => (int64[1,N] sequences, int64 num_steps, int64 num_drafted_tokens, int64 num_accepted_tokens)
 {
   zero = Constant<value_ints=[0]>()
+  head = Constant<value_ints=[6]>()
+  infinity = Constant<value_ints=[9223372036854775807]>()
   steps = Constant<value_int=0>()
   drafts = Constant<value_int=1>()
   hits = Constant<value_int=2>()
+  tokens = Slice(state, head, infinity)
   sequences = Unsqueeze(tokens, zero)
-  num_steps = Gather<axis=0>(counts, steps)
-  num_drafted_tokens = Gather<axis=0>(counts, drafts)
-  num_accepted_tokens = Gather<axis=0>(counts, hits)
+  num_steps = Gather<axis=0>(state, steps)
+  num_drafted_tokens = Gather<axis=0>(state, drafts)
+  num_accepted_tokens = Gather<axis=0>(state, hits)
 }
 """
 
