@@ -69,7 +69,7 @@ def _decoder(model: Decoder, test: SpeedTest, rng: np.random.Generator, warm: bo
     on some machines out of its page tables). Nobody who runs one model sees that, and the faster a model is
     the more it would count: as many tokens are read before the clock starts.
     """
-    waking = max(test.prompt, _WAKING_TOKENS)
+    waking = min(max(test.prompt, _WAKING_TOKENS), model.manifest.context_length)
     model.new_state(rows=1, capacity=waking).prompt([rng.integers(0, model.vocabulary, waking)])
     state = model.new_state(rows=1, capacity=test.depth + test.prompt + test.generate)
     tokens = rng.integers(0, model.vocabulary, test.depth + test.prompt + test.generate)

@@ -1,9 +1,11 @@
 import sys
+from dataclasses import replace
 
 import pytest
 
 from onnxforge.compiler.speed import MeasurementFailed, decoder_tests, first_token_test, measure
 from onnxforge.compiler.speed_types import SpeedTest, Timing
+from onnxforge.runtimes.artifact import read_manifest, write_manifest
 
 
 def test_names_are_those_of_llama_bench():
@@ -30,6 +32,13 @@ def test_tests_are_cut_to_the_context():
     small = decoder_tests((512, 64), 128, 512, context=32)
     assert [t.name for t in small] == ["pp31", "tg16", "tg16 @ d16"]
     assert all(t.depth + t.prompt + t.generate <= 32 for t in small)
+
+
+def test_a_context_shorter_than_what_wakes_a_process_is_measured(make_artifact):
+    folder = make_artifact("short")
+    write_manifest(folder, replace(read_manifest(folder), context_length=12))
+    report = measure({"": folder}, decoder_tests((16,), 4, 8, context=12), rounds=1, threads=1)[""]
+    assert [t.test.name for t in report.timings] == ["pp11", "tg4", "tg4 @ d8"]
 
 
 def test_two_artifacts_are_measured_in_processes_of_their_own(make_artifact):
