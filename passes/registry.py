@@ -24,6 +24,7 @@ NAMES: tuple[str, ...] = (
     "quantize-cache",
     "limit-logits",
     "cleanup",
+    "skip-layers",
     "add-speculative-loop",
 )
 

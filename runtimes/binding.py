@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from onnxforge.runtimes.decoder_graph import LOGITS_TO_KEEP, DecoderGraph
+from onnxforge.runtimes.decoder_graph import LOGITS_TO_KEEP, SKIP_LAYERS, DecoderGraph
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -31,14 +31,17 @@ class StepBinding:
         self._positions = np.empty((0, 0), np.int64)
         self._logits = np.empty((0, 0, 0), graph.logits_dtype)
         self._memory = self._logits.reshape(-1)
-        self._keep: int | None = None
+        self._optional: dict[str, int] = {}
         self._mask: Int64s | None = None
         self._on_host = graph.device == "cpu"
 
-    def run(self, tokens: Int64s, mask: Int64s, positions: Int64s | None, keep: int) -> Floats:
+    def run(
+        self, tokens: Int64s, mask: Int64s, positions: Int64s | None, keep: int, skip_layers: bool = False
+    ) -> Floats:
         """One run over tokens [rows, n] with mask [rows, total] and positions [rows, n] (if it takes any).
 
-        Returns the logits of the last `keep` tokens, [rows, keep, vocabulary]. The next run writes over them.
+        With `skip_layers` it leaves out what the graph can leave out. Returns the logits of the last `keep`
+        tokens, [rows, keep, vocabulary]. The next run writes over them.
         """
         graph, count = self._graph, tokens.shape[1]
         if tokens.shape == self._tokens.shape and self._on_host:
@@ -54,7 +57,9 @@ class StepBinding:
         self._bind("attention_mask", mask)
         self._mask = mask  # the binding holds a bare address: keep the memory alive
         if graph.keeps_logits:
-            self._bind_keep(0 if keep == count else keep)
+            self._bind_optional(LOGITS_TO_KEEP, 0 if keep == count else keep, ())
+        if graph.skips_layers:
+            self._bind_optional(SKIP_LAYERS, int(skip_layers), (1,))
         self._bind_logits((tokens.shape[0], keep if graph.keeps_logits else count, graph.vocabulary))
         graph.session.run_with_iobinding(self.io, self._run_options)
         logits = self._logits[:, -keep:]
@@ -64,13 +69,13 @@ class StepBinding:
         if name in self._graph.inputs:
             self.io.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
 
-    def _bind_keep(self, count: int) -> None:
-        if self._keep == count:
+    def _bind_optional(self, name: str, value: int, shape: tuple[int, ...]) -> None:
+        if self._optional.get(name) == value:
             return
-        self._keep = count
+        self._optional[name] = value
         # bind_cpu_input and bind_input refuse an overridable initializer
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(count, np.int64))
-        self.io.bind_ortvalue_input(LOGITS_TO_KEEP, value)
+        number = onnxruntime.OrtValue.ortvalue_from_numpy(np.full(shape, value, np.int64))
+        self.io.bind_ortvalue_input(name, number)
 
     def _bind_logits(self, shape: tuple[int, int, int]) -> None:
         if self._logits.shape == shape:

@@ -48,10 +48,9 @@ class Decoder:
         chat_template: ChatTemplate | None,
         defaults: GenerationOptions,
         draft: "Decoder | None" = None,
-        draft_graph: DecoderGraph | None = None,
     ) -> None:
-        """`draft` drafts for requests that name no other; without it, `draft_graph`, the artifact's own. Both
-        are closed with this model. Raises RequestError when the tokens of `draft` are others."""
+        """`draft` drafts for requests that name no other, and is closed with this model. Raises RequestError
+        when its tokens are others."""
         self.folder = folder
         self.manifest = manifest
         self.tokenizer = tokenizer
@@ -59,7 +58,6 @@ class Decoder:
         self.defaults = defaults
         self._open_graph: DecoderGraph | None = graph
         self._draft = draft
-        self._draft_graph = draft_graph
         if draft is not None:
             _check_draft(self, draft)
 
@@ -139,7 +137,7 @@ class Decoder:
 
     def close(self) -> None:
         """Release the session; requests that are running end normally."""
-        self._open_graph = self._draft_graph = None
+        self._open_graph = None
         if self._draft is not None:
             self._draft.close()
 
@@ -167,7 +165,7 @@ class Decoder:
     ) -> tuple[TokenLoop, list[Answer]]:
         graph, truncate = self.graph, options.get("truncate")
         chosen = self.defaults.changed({k: v for k, v in options.items() if k not in NOT_GENERATION})
-        draft = self._draft_graph if self._draft is None else self._draft.graph
+        draft = None if self._draft is None else self._draft.graph
         drafting = drafting_for(self._asked(options), self.manifest.speculation, graph, len(prompts), draft)
         reads: list[Int64s] = []
         answers: list[Answer] = []

@@ -10,6 +10,8 @@ from onnxforge.runtimes.errors import ArtifactError
 
 LOGITS_TO_KEEP = "num_logits_to_keep"
 """Overridable initializer, int64 scalar: give the logits of the last n tokens only; 0 (its default): all."""
+SKIP_LAYERS = "skip_layers"
+"""Overridable initializer, int64 [1]: 1 leaves some layers out, to draft; 0 (its default): none."""
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _KNOWN = ("input_ids", "attention_mask", "position_ids")
@@ -55,6 +57,8 @@ class DecoderGraph:
     shared_cache: bool
     keeps_logits: bool
     """The graph can compute the logits of the last tokens only (`LOGITS_TO_KEEP`)."""
+    skips_layers: bool = False
+    """The graph can leave layers out (`SKIP_LAYERS`)."""
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -126,4 +130,5 @@ def read_graph(
         context_length=context_length,
         shared_cache=shared_cache,
         keeps_logits=LOGITS_TO_KEEP in optional,
+        skips_layers=SKIP_LAYERS in optional,
     )

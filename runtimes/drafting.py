@@ -9,12 +9,15 @@ from onnxforge.runtimes.decode_loop import HEADROOM
 from onnxforge.runtimes.decoder_graph import DecoderGraph
 from onnxforge.runtimes.decoder_state import new_state
 from onnxforge.runtimes.draft_length import DraftLength
+from onnxforge.runtimes.drafter import Drafter
 from onnxforge.runtimes.errors import RequestError
 from onnxforge.runtimes.generation_options import GenerationOptions
 from onnxforge.runtimes.interruption import Interruption
+from onnxforge.runtimes.layer_skip_drafter import LayerSkipDrafter
 from onnxforge.runtimes.model_drafter import ModelDrafter
 from onnxforge.runtimes.ngram_drafter import NgramDrafter
 from onnxforge.runtimes.sampling import Sampler
+from onnxforge.runtimes.shared_state import SharedState
 from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, ROWS, USUAL_DRAFT_TOKENS, Speculation
 from onnxforge.runtimes.speculative_loop import Source, SpeculativeLoop
 from onnxforge.runtimes.step_cost import StepCost
@@ -39,7 +42,9 @@ class Drafting:
     min_rows: int
     """Every run reads a multiple of so many tokens."""
     assistant: DecoderGraph | None = None
-    """The draft model; None: n-grams."""
+    """The draft model; None: there is none."""
+    skips_layers: bool = False
+    """The model drafts for itself, with layers left out; n-grams where there is neither."""
     step_cost: tuple[float, ...] = ()
 
 
@@ -77,6 +82,7 @@ def drafting_for(
         max_draft_tokens=count,
         min_rows=asked.min_rows or usual_rows,
         assistant=assistant if count > 0 else None,
+        skips_layers=graph.skips_layers and assistant is None and not asked.prompt_lookup_num_tokens,
         step_cost=default.step_cost if default is not None else (),
     )
 
@@ -92,18 +98,21 @@ def speculative_loop(
 ) -> SpeculativeLoop:
     """The loop of a request that drafts; `limit` new tokens at most."""
     capacity = len(prompt) + min(limit, HEADROOM) + drafting.max_draft_tokens
+    state = new_state(graph, 1, capacity, interruption.run_options, drafting.min_rows)
     ngrams = NgramDrafter()
-    model: ModelDrafter | None = None
+    model: Drafter | None = None
     if drafting.assistant is not None:
         model = _model_drafter(drafting.assistant, graph, capacity, options, interruption)
+    elif drafting.skips_layers and isinstance(state, SharedState):
+        sampler = Sampler(options, (), drafts=True)
+        model = LayerSkipDrafter(state, graph.context_length, graph.vocabulary, sampler, options.eos_token_id)
     # Drawn drafts: tokens then hang on how many were drafted, and equal seeds need equal lengths. No clock.
-    repeats = drafting.assistant is not None and options.do_sample and options.seed is not None
+    repeats = model is not None and options.do_sample and options.seed is not None
     cost = StepCost(drafting.step_cost, ngrams.cost if model is None else model.cost, learns=not repeats)
     most = drafting.max_draft_tokens
     sources = [Source(ngrams, DraftLength(most, cost, ngrams.prior, free=True))]
     if model is not None:
         sources.insert(0, Source(model, DraftLength(most, cost, model.prior)))
-    state = new_state(graph, 1, capacity, interruption.run_options, drafting.min_rows)
     return SpeculativeLoop(state, prompt, answer, interruption, sources, cost)
 
 

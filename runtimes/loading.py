@@ -6,12 +6,13 @@ from typing import Literal
 from onnxforge.runtimes.artifact import DECODER_TASK, Manifest, read_manifest
 from onnxforge.runtimes.chat_template import read_chat_template
 from onnxforge.runtimes.decoder import Decoder
-from onnxforge.runtimes.decoder_graph import DecoderGraph, read_graph
+from onnxforge.runtimes.decoder_graph import read_graph
 from onnxforge.runtimes.encoder import Encoder
 from onnxforge.runtimes.encoder_settings import read_encoder_settings
 from onnxforge.runtimes.errors import RequestError
 from onnxforge.runtimes.generation_options import options_from_config
 from onnxforge.runtimes.session import device_of, open_session, options_for, provider_name
+from onnxforge.runtimes.speculation import LAYER_SKIP
 from onnxforge.runtimes.strict_json import read_optional_json
 from onnxforge.runtimes.text_tokenizer import TextTokenizer
 from onnxforge.runtimes.verify import verify_files
@@ -34,7 +35,8 @@ def load(
     `threads` is the number of CPU threads of one run. `verify`: ``cached`` hashes a large file only when it
     changed since it last passed, ``full`` hashes everything, ``off`` trusts the folder.
     `draft` is the folder of a smaller decoder with the same tokenizer, which then drafts for every request
-    (speculative decoding) that does not say otherwise.
+    (speculative decoding) that does not say otherwise; or ``layer-skip``: the model drafts for itself,
+    without the layers that it was compiled to leave out.
     Raises ArtifactError when the folder is not the artifact that was written, RequestError when this machine
     cannot run it as asked.
     """
@@ -48,7 +50,11 @@ def load(
         verify_files(folder, full=verify == "full")
     name = provider_name(provider or manifest.provider)
     session = open_session(
-        folder / manifest.graph, name, manifest.session, threads, options_for(name, manifest)
+        folder / _graph_file(folder, manifest, draft),
+        name,
+        manifest.session,
+        threads,
+        options_for(name, manifest),
     )
     config = read_optional_json(folder / "config.json")
     if manifest.task != DECODER_TASK:
@@ -66,23 +72,31 @@ def load(
     )
     defaults = options_from_config(read_optional_json(folder / "generation_config.json"), config)
     template = read_chat_template(folder, tokenizer.special_tokens)
-    assistant = None if draft is None else _load_draft(Path(draft), provider, threads, verify)
-    own = None if assistant is not None else _own_draft(folder, manifest, name, threads, graph.vocabulary)
-    return Decoder(folder, manifest, graph, tokenizer, template, defaults, assistant, own)
+    other = draft is not None and draft != LAYER_SKIP
+    assistant = _load_draft(Path(draft or ""), provider, threads, verify) if other else None
+    return Decoder(folder, manifest, graph, tokenizer, template, defaults, assistant)
 
 
-def _own_draft(
-    folder: Path, manifest: Manifest, provider: str, threads: int | None, vocabulary: int
-) -> DecoderGraph | None:
-    """The draft that an artifact brings for itself (layers left out, on the same weight file)."""
+def _graph_file(folder: Path, manifest: Manifest, draft: str | Path | None) -> str:
+    """The graph to open: the plain one, or the one that can leave layers out where drafts are to come of
+    that."""
     speculation = manifest.speculation
-    if speculation is None or not speculation.enabled or speculation.draft_graph is None:
-        return None
-    session = open_session(
-        folder / speculation.draft_graph, provider, manifest.session, threads, options_for(provider, manifest)
-    )
-    device = device_of(provider)
-    return read_graph(session, device, manifest.context_length, manifest.shared_cache, vocabulary)
+    if draft == LAYER_SKIP:
+        if speculation is None or speculation.draft_graph is None:
+            raise RequestError(
+                f"{folder} was compiled without layer skip: compile it again with `--draft layer-skip`. "
+                f"(A folder of this name is `./{LAYER_SKIP}`.)"
+            )
+        return speculation.draft_graph
+    if (
+        draft is None
+        and speculation is not None
+        and speculation.enabled
+        and speculation.drafter == LAYER_SKIP
+    ):
+        assert speculation.draft_graph is not None
+        return speculation.draft_graph
+    return manifest.graph
 
 
 def _load_draft(folder: Path, provider: str | None, threads: int | None, verify: Verify) -> Decoder:

@@ -6,21 +6,20 @@ import numpy as np
 
 from onnxforge.runtimes.binding import Floats
 from onnxforge.runtimes.decoder_state import DecoderState
-from onnxforge.runtimes.distribution import Distribution
-from onnxforge.runtimes.drafter import MOST_CLASSES, Draft
+from onnxforge.runtimes.drafted_tokens import PRIOR, drafted_tokens
+from onnxforge.runtimes.drafter import Draft
 from onnxforge.runtimes.sampling import Sampler
 
 
 class ModelDrafter:
     """A `Drafter` that runs another decoder, one token per guess, over a cache of its own.
 
-    Its tokens are chosen by the request's own rule (penalty, temperature, top-k, top-p), so that the two
-    distributions are near each other; drawn tokens come with theirs. A guess's class is how sure the draft
-    model was, in steps of 1/12. Its steps may be of one row: nothing depends on their last bits.
+    See `drafted_tokens` for how guesses are chosen. Its steps may be of one row: nothing depends on their
+    last bits.
     """
 
     cost = 0.3
-    prior = tuple((kind + 0.5) / MOST_CLASSES for kind in range(MOST_CLASSES))
+    prior = PRIOR
 
     def __init__(
         self, state: DecoderState, context_length: int, vocabulary: int, sampler: Sampler, stop: Sequence[int]
@@ -50,23 +49,14 @@ class ModelDrafter:
         count = min(count, self._context - len(self._text))
         if count < 1 or not self._readable:
             return Draft()
-        mark = self._sampler.mark()
-        logits = self._catch_up()
-        tokens: list[int] = []
-        classes: list[int] = []
-        sources: list[Distribution] = []
-        while True:
-            guess = self._sampler.guess(logits[: self._vocabulary])
-            tokens.append(guess.token)
-            classes.append(min(int(guess.confidence * MOST_CLASSES), MOST_CLASSES - 1))
-            if guess.distribution is not None:
-                sources.append(guess.distribution)
-            if len(tokens) == count or guess.token in self._stop:
-                break
-            self._sampler.see((guess.token,))
-            logits = self._run(tokens[-1:])
-        self._sampler.forget_since(mark)
-        return Draft(tuple(tokens), tuple(classes), tuple(sources) if sources else None)
+        return drafted_tokens(
+            self._sampler,
+            self._catch_up(),
+            lambda token: self._run([token]),
+            count,
+            self._vocabulary,
+            self._stop,
+        )
 
     def _catch_up(self) -> Floats:
         """Forget guesses that did not come true and read what is new; logits after the text's last token."""

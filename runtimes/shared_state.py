@@ -88,6 +88,17 @@ class SharedState:
         self._reserve(int(self._lengths.max()) + count + self._spare(count))
         return self._run(self._binding, slice(None), tokens, 1 if last_only else count)
 
+    def skim(self, token: int) -> Floats:
+        """Read one token of one row without the layers that the graph can leave out; logits float32
+        [vocabulary].
+
+        The token counts as read until it is rewound, as it has to be: the lines that it wrote are not those
+        of the model. Its run is of one row whatever `min_rows` is, since no answer depends on its last bits.
+        """
+        self._reserve(int(self._lengths.max()) + 1)
+        logits: Floats = self._run(self._binding, slice(None), np.array([[token]]), 1, skim=True)[0, -1]
+        return logits
+
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens of every row: the lines stay and are overwritten."""
         if not 0 <= count <= int(self._lengths.min()):
@@ -108,15 +119,17 @@ class SharedState:
             logits = self._run(binding, slice(row, row + 1), part, keep=1)
         return logits[:, -1]
 
-    def _run(self, binding: StepBinding, rows: slice, tokens: Int64s, keep: int) -> Floats:
+    def _run(
+        self, binding: StepBinding, rows: slice, tokens: Int64s, keep: int, skim: bool = False
+    ) -> Floats:
         before, count = self._lengths[rows], tokens.shape[1]
-        spare = self._spare(count)
+        spare = 0 if skim else self._spare(count)
         if spare:
             tokens = np.concatenate([tokens, np.repeat(tokens[:, -1:], spare, axis=1)], axis=1)
         positions = before[:, None] + np.arange(count + spare) if self._graph.takes_positions else None
         kept = keep + spare
-        kept += self._spare(kept)  # the head's kernels too work on rows by pairs
-        logits = binding.run(tokens, self._mask(before + count + spare), positions, kept)
+        kept += 0 if skim else self._spare(kept)  # the head's kernels too work on rows by pairs
+        logits = binding.run(tokens, self._mask(before + count + spare), positions, kept, skim)
         self._lengths[rows] = before + count
         last = kept - spare
         return logits[:, last - keep : last]

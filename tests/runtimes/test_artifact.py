@@ -141,6 +141,7 @@ def test_what_is_said_about_speculation_is_read_back(tmp_path):
     for speculation in (
         SPECULATION,
         replace(SPECULATION, drafter="layer-skip", draft_graph="onnx/model.onnx"),
+        replace(SPECULATION, draft_graph="onnx/model.onnx"),
         Speculation(enabled=False, max_draft_tokens=0, min_rows=1),
     ):
         write_manifest(tmp_path, replace(MANIFEST, speculation=speculation))
@@ -163,8 +164,7 @@ def test_without_speculation_nothing_is_written_about_it(tmp_path):
         (lambda raw: raw.update(max_draft_tokens=0), "enabled with max_draft_tokens 0"),
         (lambda raw: raw.update(min_rows=1), "min_rows is 1; drafting needs 2"),
         (lambda raw: raw.update(drafter="oracle"), "'drafter' must be ngram or layer-skip"),
-        (lambda raw: raw.update(drafter="layer-skip"), "drafter layer-skip with draft_graph None"),
-        (lambda raw: raw.update(draft_graph="onnx/model.onnx"), "drafter ngram with draft_graph"),
+        (lambda raw: raw.update(drafter="layer-skip"), "drafter layer-skip without a draft_graph"),
         (lambda raw: raw.update(drafter="layer-skip", draft_graph="x"), "'x' is not among the listed files"),
         (lambda raw: raw.update(step_cost=[1, "2"]), "'step_cost' must be a list of numbers"),
         (lambda raw: raw.update(step_cost=[1, 10**400]), "'step_cost' must be a list of numbers"),
