@@ -10,14 +10,17 @@ from onnx_ir.passes import common
 
 from onnxforge.passes import notes
 from onnxforge.passes.base import DerivingPass, PassRefused
-from onnxforge.passes.constants import add_array
-from onnxforge.passes.matching import CONTRIB, is_op
+from onnxforge.passes.constants import add_array, constant, readable
+from onnxforge.passes.matching import CONTRIB, input_at, is_op, only_use, rank
 from onnxforge.passes.residual_branches import ResidualBranch, residual_branches
 
 WHAT = "skippable branch"
 SKIP = "skip_layers"
 """Optional input, int64 [switches]: 1 leaves the branches of that switch out, 0 (the default) runs them."""
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+_RANK = 3
+_POSITIONS, _POSITIONS_CONTRIB = 3, 1
+"""Which input of RotaryEmbedding holds position_ids."""
 _ROWS_IN = 3
 """The first inputs of GroupQueryAttention (query, key, value) have a row per token."""
 _MARK = "onnxforge.skipped"
@@ -103,9 +106,13 @@ class SkipLayers(DerivingPass):
 def _obstacle(branch: ResidualBranch) -> str:
     """Why ``branch`` cannot run on no rows; empty where it can."""
     inside = set(branch.nodes)
+    if rank(branch.stream) not in (None, _RANK):
+        return f"{branch.stream.name} is not [batch, tokens, width]"
     for node in branch.nodes:
         if is_op(node, "GroupQueryAttention", domain=CONTRIB):
             continue
+        if is_op(node, "Reshape") and _open_reshape(node):
+            return f"{node.name} works out a size from the number of elements, which may be none"
         if "Attention" in node.op_type:
             return (
                 f"{node.name} is {node.op_type}, and only GroupQueryAttention is known to take zeros instead"
@@ -113,9 +120,25 @@ def _obstacle(branch: ResidualBranch) -> str:
         for value in node.inputs:
             if value is None or value is branch.stream or value.producer() in inside:
                 continue
-            if not _constant(value):
+            if not _constant(value) and value is not _positions(node):
                 return f"{node.name} reads {value.name}, which has a row per token and comes from elsewhere"
     return ""
+
+
+def _positions(node: ir.Node) -> ir.Value | None:
+    """A rotation's position_ids [batch, tokens], which can be cut as rows are; None for other nodes."""
+    if node.op_type != "RotaryEmbedding":
+        return None
+    return input_at(node, _POSITIONS_CONTRIB if node.domain == CONTRIB else _POSITIONS)
+
+
+def _open_reshape(node: ir.Node) -> bool:
+    """Whether a Reshape has a -1 that no static dimension stands for: on no elements it has no answer."""
+    shape = readable(node.inputs[1])
+    found = node.outputs[0].shape
+    return shape is None or any(
+        size == -1 and (found is None or not isinstance(found[axis], int)) for axis, size in enumerate(shape)
+    )
 
 
 def _constant(value: ir.Value) -> bool:
@@ -130,6 +153,21 @@ def _constant(value: ir.Value) -> bool:
         seen.update(new)
         pending += new
     return True
+
+
+def _before_bias(branch: ResidualBranch) -> tuple[ir.Value, ir.Node]:
+    """Where a branch's rows become whole again, and who reads them: in front of the last bias.
+
+    ONNX Runtime fuses that one with the residual Add and a norm behind, in another order of addition. So a
+    branch that is left out adds its bias, which is no loss: a search judges what it finds.
+    """
+    value, reader = branch.output, branch.join
+    node = value.producer()
+    if is_op(node, "Add") and node is not None and only_use(value) is reader:
+        computed = [item for item in node.inputs if item is not None and constant(item) is None]
+        if len(computed) == 1:
+            return computed[0], node
+    return value, reader
 
 
 class _Skipping:
@@ -172,26 +210,43 @@ class _Skipping:
         for node in branch.nodes:
             if node.op_type in _NORMS and node.inputs[0] is branch.stream:
                 self._cut(node.outputs[0], inside, rows)  # behind it: an Add and its norm fuse
-            elif branch.stream in node.inputs:
+                continue
+            if branch.stream in node.inputs:
                 self._cut(branch.stream, {node}, rows)
+            if is_op(node, "Reshape"):
+                self._close(node)
+            elif (positions := _positions(node)) is not None:
+                self._cut(positions, {node}, rows)
             elif is_op(node, "GroupQueryAttention", domain=CONTRIB):
                 for index, value in enumerate(node.inputs[:_ROWS_IN]):
                     if value is not None:
                         node.replace_input_with(index, self._pad(value, pads, before=node))
                 self._cut(node.outputs[0], inside, rows)
-        for index, value in enumerate(branch.join.inputs):
-            if value is branch.output:
-                branch.join.replace_input_with(index, self._pad(value, pads, before=branch.join))
-        self._forget_tokens(branch)
+        value, reader = _before_bias(branch)
+        padded = self._pad(value, pads, before=reader)
+        for index, each in enumerate(reader.inputs):
+            if each is value:
+                reader.replace_input_with(index, padded)
+        self._forget_tokens(branch, reader)
 
-    def _forget_tokens(self, branch: ResidualBranch) -> None:
+    def _forget_tokens(self, branch: ResidualBranch, end: ir.Node) -> None:
         """ONNX Runtime plans memory by the names of dimensions: here the tokens' name is no longer true."""
         for node in branch.nodes:
+            if node is end:
+                break
             keeps = is_op(node, "GroupQueryAttention", domain=CONTRIB)
             keeps = keeps or (node.op_type in _NORMS and node.inputs[0] is branch.stream)
             for value in () if keeps else node.outputs:
                 if value.shape is not None:
                     value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in value.shape])
+
+    def _close(self, reshape: ir.Node) -> None:
+        """Write sizes where a Reshape would work them out from the number of elements."""
+        sizes, found = readable(reshape.inputs[1]), reshape.outputs[0].shape
+        if sizes is not None and -1 in sizes and found is not None:
+            closed = [found[axis] if size == -1 else size for axis, size in enumerate(sizes)]
+            name = f"{reshape.inputs[1].name}/closed"  # type: ignore[union-attr]
+            reshape.replace_input_with(1, add_array(self._graph, name, np.array(closed, np.int64)))
 
     def _cut(self, value: ir.Value, readers: set[ir.Node], rows: ir.Value) -> None:
         """Have ``readers`` read the first ``rows`` rows of ``value`` [batch, tokens, width]."""
@@ -204,6 +259,7 @@ class _Skipping:
     def _pad(self, value: ir.Value, pads: ir.Value, before: ir.Node) -> ir.Value:
         """``value`` with zeros for the rows that were not computed."""
         pad = ir.node("Pad", [value, pads, None, self._one])
+        pad.outputs[0].shape = value.shape
         self._insert(pad, value, "padded", before)
         return pad.outputs[0]
 
