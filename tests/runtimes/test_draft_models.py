@@ -8,7 +8,7 @@ from fake_models import TableState, Whole, speculate
 from plain_decoding import NO_EOS, reference, same
 from tiny_artifacts import SHARED, VOCABULARY, Form, seal, write_decoder, write_encoder
 
-from onnxforge.runtimes import Decoder, GenerationOptions, RequestError, Speculation, drafting, load
+from onnxforge.runtimes import Decoder, GenerationOptions, RequestError, drafting, load
 
 
 def test_a_draft_folder_drafts_for_every_request_and_is_closed_with_its_target(tmp_path):
@@ -24,23 +24,6 @@ def test_a_draft_folder_drafts_for_every_request_and_is_closed_with_its_target(t
         drafting_graph = model._draft
     with pytest.raises(RequestError, match="closed"):
         _ = drafting_graph.graph
-
-
-def test_an_artifact_may_bring_a_draft_of_its_own(tmp_path, models):
-    """A graph of the same tokens beside the model's; here a whole other model."""
-    folder = write_decoder(tmp_path / "target")
-    draft = write_decoder(tmp_path / "draft", seed=1) / "onnx"
-    (folder / "draft").mkdir()
-    for name in ("model.onnx", "model.onnx_data"):
-        (draft / name).rename(folder / "draft" / name)
-    own = Speculation(True, 4, drafter="layer-skip", draft_graph="draft/model.onnx")
-    seal(folder, speculation=own)
-    with load(folder, threads=1) as model:
-        got = model.generate("the hand", max_new_tokens=30, **NO_EOS)
-        assert got.stats.speculative.draft_forward_passes > 0
-        same(got, reference(models[SHARED], "the hand", 30, **NO_EOS))
-        lookup = model.generate("the hand", max_new_tokens=30, prompt_lookup_num_tokens=4, **NO_EOS)
-        assert lookup.stats.speculative.draft_forward_passes == 0
 
 
 def test_a_draft_with_another_vocabulary_is_refused_with_the_difference(tmp_path, models):
