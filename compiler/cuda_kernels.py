@@ -1,69 +1,85 @@
-"""What the CUDA provider has kernels for, by the names of the kernel classes in its library.
+"""What the CUDA provider has kernels for: operator, opsets, types, and what it wants in the CPU's memory.
 
-Read off onnxruntime-gpu 1.31.1 (the wheel on PyPI for Linux and CUDA 13): the demangled type names in
-``libonnxruntime_providers_cuda.so``, where a kernel is a class such as
-``onnxruntime::cuda::MatMul<MLFloat16>``. An operator that is in neither list has no kernel there, as far as
-names can tell; ONNX Runtime then runs it on the CPU, with copies there and back.
+The table (``cuda_kernels.tsv``) is the registry of the CUDA provider in onnxruntime-gpu 1.31.1, the wheel on
+PyPI for Linux and CUDA 13, listed by that ONNX Runtime itself; ``bench/cuda_registry.py`` writes it anew. A
+node without a kernel there runs on the CPU, with copies there and back.
 """
 
-# ruff: noqa: SIM905  (a paragraph of names reads better than two hundred lines of strings)
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-SOURCE = "kernel classes of onnxruntime-gpu 1.31.1"
+import onnx
+import onnx_ir as ir
 
-HALF = frozenset(
-    (
-        "Abs Add ArgMax ArgMin Attention BatchNormalization Cast Ceil Clip Compress Concat "
-        "ConcatFromSequence ConstantOfShape Conv ConvTranspose Cos CumSum DeformConv DepthToSpace "
-        "DequantizeLinear Div Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather "
-        "GatherElements Gelu Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity If "
-        "InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log "
-        "Loop LpNormalization MatMul Max Min Mod Mul Neg NonMaxSuppression NonZero PRelu Pad Pow "
-        "QuantizeLinear RMSNormalization RNN RandomNormal RandomNormalLike RandomUniform "
-        "RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax "
-        "ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize RoiAlign "
-        "RotaryEmbedding Round Scan ScatterElements Selu SequenceAt SequenceConstruct SequenceEmpty "
-        "SequenceErase SequenceInsert SequenceLength Shrink Sigmoid Sign SimplifiedLayerNormalization Sin "
-        "Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh TensorScatter "
-        "ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where com.microsoft.Attention "
-        "com.microsoft.BeamSearch com.microsoft.BiasAdd com.microsoft.BiasDropout com.microsoft.BiasGelu "
-        "com.microsoft.BiasSoftmax com.microsoft.BiasSplitGelu com.microsoft.BranchwiseRMSNorm "
-        "com.microsoft.CausalConvWithState com.microsoft.ComplexMul com.microsoft.DecoderAttention "
-        "com.microsoft.DecoderMaskedMultiHeadAttention com.microsoft.DecoderMaskedSelfAttention "
-        "com.microsoft.DequantizeWithOrder com.microsoft.DynamicSparseAttention "
-        "com.microsoft.DynamicTimeWarping com.microsoft.EmbedLayerNormalization com.microsoft.EngramGate "
-        "com.microsoft.FastGelu com.microsoft.GatedAdd com.microsoft.GatedDeltaNet "
-        "com.microsoft.GatedRMSNorm com.microsoft.GatedRelativePositionBias "
-        "com.microsoft.GatherBlockQuantized com.microsoft.GemmFloat8 com.microsoft.GemmaRotaryEmbedding "
-        "com.microsoft.GreedySearch com.microsoft.GroupNorm com.microsoft.GroupQueryAttention "
-        "com.microsoft.HyperConnectionPostMix com.microsoft.HyperConnectionPreMix com.microsoft.Inverse "
-        "com.microsoft.Irfft com.microsoft.LinearAttention com.microsoft.LinearAttentionGate "
-        "com.microsoft.LongformerAttention com.microsoft.MRotaryEmbedding "
-        "com.microsoft.MatMulBlockQuantizedFp4Weight com.microsoft.MatMulBlockQuantizedFp8Weight "
-        "com.microsoft.MatMulBnb4 com.microsoft.MatMulNBits com.microsoft.MoE "
-        "com.microsoft.MultiHeadAttention com.microsoft.NGramRepeatBlock com.microsoft.PackedAttention "
-        "com.microsoft.PackedMultiHeadAttention com.microsoft.PackedSparseAttentionIndexer "
-        "com.microsoft.PagedAttention com.microsoft.QAttention com.microsoft.QMoE "
-        "com.microsoft.QOrderedAttention com.microsoft.QOrderedGelu "
-        "com.microsoft.QOrderedLayerNormalization com.microsoft.QOrderedLongformerAttention "
-        "com.microsoft.QOrderedMatMul com.microsoft.QuantizeWithOrder com.microsoft.QuickGelu "
-        "com.microsoft.RemovePadding com.microsoft.RestorePadding com.microsoft.Rfft "
-        "com.microsoft.RotaryEmbedding com.microsoft.Sampling com.microsoft.ScaledSiLU "
-        "com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization "
-        "com.microsoft.SparseAttention com.microsoft.SparseAttentionIndexer "
-        "com.microsoft.SparsePagedAttention com.microsoft.UnfoldTensor "
-        "com.microsoft.VarlenCausalConvWithState com.microsoft.WhisperBeamSearch "
-    ).split()
-)
-"""For float16, or for any type. Operators of ``com.microsoft`` are written with their domain."""
+from onnxforge.compiler.structure_check import operator_name
 
-OTHER = frozenset(
-    (
-        "And GatherND MatMulInteger Not Or Xor com.microsoft.ConvTransposeWithDynamicPads "
-        "com.microsoft.FusedConv com.microsoft.GridSample com.microsoft.NGramHashMapping "
-        "com.microsoft.VarlenNGramHashMapping "
-    ).split()
-)
-"""For other types only."""
+SOURCE = "kernels of onnxruntime-gpu 1.31.1"
+HOST_OUTPUTS = ("SequenceLength", "Shape", "Size")
+"""Their kernels run with the GPU's, and put what they know into the CPU's memory."""
+_NEWEST = 2**31 - 1
 
-ON_THE_HOST = frozenset({"Constant", "Shape", "Size"})
-"""Done without a kernel: the shape of a tensor is known on the CPU's side."""
+
+@dataclass(frozen=True)
+class CudaKernel:
+    """One row of the table."""
+
+    first: int
+    last: int
+    """Versions of the operator that it implements, both included."""
+    host: frozenset[int]
+    """Inputs that it wants in the CPU's memory."""
+    types: Mapping[str, frozenset[str]]
+    """What it takes for some inputs (``i0``) and outputs (``o0``); the others follow."""
+
+    def implements(self, version: int) -> bool:
+        """Whether it is for this version: one without an end is for the version it names, and no later one.
+
+        Source: ``KernelRegistry::VerifyKernelDef`` of ONNX Runtime.
+        """
+        return self.first == version or (self.last != _NEWEST and self.first < version <= self.last)
+
+    def takes(self, node: ir.Node) -> bool:
+        """Whether the types fit, as far as they are known."""
+        for where, kinds in self.types.items():
+            values, index = (node.inputs if where[0] == "i" else node.outputs), int(where[1:])
+            value = values[index] if index < len(values) else None
+            if value is not None and value.dtype is not None and value.dtype.name.lower() not in kinds:
+                return False
+        return True
+
+
+def kernel_for(node: ir.Node, opset: int) -> CudaKernel | None:
+    """The kernel that CUDA has for ``node``; ``opset`` is the graph's, of the node's own domain."""
+    rows = _table().get(operator_name(node), ())
+    if not rows:
+        return None
+    version = opset if node.domain not in ("", "ai.onnx") else _since(node.op_type, opset)
+    return next((row for row in rows if row.implements(version) and row.takes(node)), None)
+
+
+@cache
+def _since(op_type: str, opset: int) -> int:
+    return int(onnx.defs.get_schema(op_type, opset, "").since_version)
+
+
+@cache
+def _table() -> Mapping[str, tuple[CudaKernel, ...]]:
+    rows: dict[str, list[CudaKernel]] = defaultdict(list)
+    for line in Path(__file__).with_name("cuda_kernels.tsv").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        operator, versions, host, types = line.split("\t")
+        first, _, last = versions.rstrip("+").partition("-")
+        pairs = [pair.split("=") for pair in types.split()] if types != "-" else []
+        rows[operator].append(
+            CudaKernel(
+                int(first),
+                _NEWEST if versions.endswith("+") else int(last),
+                frozenset(map(int, host.split(","))) if host != "-" else frozenset(),
+                {where: frozenset(kinds.split(",")) for where, kinds in pairs},
+            )
+        )
+    return {operator: tuple(found) for operator, found in rows.items()}

@@ -14,6 +14,7 @@ from onnxforge.compiler.calibration_use import CalibrationUse
 from onnxforge.compiler.observe import Ledger
 from onnxforge.compiler.parity import EncoderParity
 from onnxforge.compiler.perplexity import Divergence
+from onnxforge.compiler.placement_report import PlacementPart
 from onnxforge.compiler.proof_decoding import DecodingParity
 from onnxforge.compiler.proof_layers import LayerError
 from onnxforge.compiler.quantizer_report import QuantizerReport
@@ -78,6 +79,8 @@ class Evidence:
     ledger: Ledger
     calibration: tuple[CalibrationUse, ...] = ()
     structure: tuple[StructureCheck, ...] = ()
+    placement: tuple[PlacementPart, ...] = ()
+    """Where CUDA would be given each node; nothing for other providers."""
     quantizers: QuantizerReport | None = None
     """What the provider does with the quantizers that the graph holds; None where it holds none."""
     divergence: Divergence | None = None

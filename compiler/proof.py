@@ -17,6 +17,7 @@ from onnxforge.compiler.calibration_data import uses_of
 from onnxforge.compiler.calibration_notes import calibration_notes
 from onnxforge.compiler.evidence import Evidence, Verdict
 from onnxforge.compiler.observe import Ledger, graph_stats
+from onnxforge.compiler.placement_report import check_placement, report_placement
 from onnxforge.compiler.proof_quality import quality
 from onnxforge.compiler.proof_speculation import as_default, complaint, speculation
 from onnxforge.compiler.proof_speed import speed
@@ -131,6 +132,7 @@ def _outset(
     baseline = "the unfused fp32 export" if options.target == options.baseline else f"`{options.baseline}`"
     before = traffic_of(theirs)
     model = ir.load(ours) if model is None else model
+    placement = report_placement(staging, manifest)
     return Evidence(
         model=source.ref,
         task=manifest.task,
@@ -151,7 +153,8 @@ def _outset(
         ops_after=graph_stats(model).ops,
         ledger=ledger,
         calibration=uses_of(model),
-        structure=check_structure(model, manifest.provider),
+        structure=(*check_structure(model, manifest.provider), *check_placement(placement)),
+        placement=placement,
         quantizers=report_quantizers(model, ours, manifest, stand_in(manifest.provider)),
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from onnxforge.compiler.evidence import Evidence, cpu_name, versions
 from onnxforge.compiler.markdown_table import table
+from onnxforge.compiler.placement_report import placement_section
 from onnxforge.compiler.quantizer_section import quantizer_section
 from onnxforge.compiler.sensitivity_section import sensitivity_section
 from onnxforge.compiler.speculation_section import speculation_section
@@ -19,6 +20,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
     parts += [f"> {note}\n" for note in evidence.notes]
     parts += [
         _structure(evidence),
+        placement_section(evidence.placement),
         quantizer_section(evidence.quantizers),
         _quality(evidence),
         _speed(evidence),

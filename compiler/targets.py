@@ -174,7 +174,7 @@ TARGETS: tuple[Target, ...] = (
     Target(
         name="cuda-fp16",
         summary="float16 for CUDA: half the memory, cache included",
-        passes=(*_FUSE, *_FOR_CUDA),
+        passes=(*_FUSE, *_FOR_CUDA, _LOOP),
         expects=_FUSED,
         provider=CUDA,
         budget=(
@@ -185,7 +185,7 @@ TARGETS: tuple[Target, ...] = (
     Target(
         name="cuda-int8",
         summary="int8 weights in blocks of 32 and float16 arithmetic for CUDA",
-        passes=(*_FUSE, "quantize-weights{bits=8,block_size=32,accuracy_level=0}", *_FOR_CUDA),
+        passes=(*_FUSE, "quantize-weights{bits=8,block_size=32,accuracy_level=0}", *_FOR_CUDA, _LOOP),
         expects=_FUSED_INTEGER,
         provider=CUDA,
         session=_MIXED_PRODUCTS,
@@ -205,6 +205,7 @@ TARGETS: tuple[Target, ...] = (
             "plain_blocks=true,skip=embed|wte|lm_head}",
             "quantize-weights{bits=8,block_size=32,accuracy_level=0}",
             *_FOR_CUDA,
+            _LOOP,
         ),
         expects=_FUSED_INTEGER,
         provider=CUDA,

@@ -142,8 +142,9 @@ class _Generator:
             add_array(graph, name, np.array([number], np.int64))
             for name, number in (("loop/context_length", context), ("loop/chunk", self._chunk()))
         )
-        state, going, room = self._add(graph, text.BEGIN, [ids, new_tokens, drafts, longest], "begin")
         choice = [self._option(name, *value) for name, value in _OPTIONS.items()]
+        asked = [ids, new_tokens, drafts, longest, choice[0]]
+        state, going, room = self._add(graph, text.BEGIN, asked, "begin")
         body = self._body(decoder, chunk, [eos, *choice])
         carried = [state, *self._zeros(room)]
         loop = ir.Node(
@@ -169,13 +170,15 @@ class _Generator:
         state = _value("loop/state", _INT64, ["numbers_and_tokens"])
         body = ir.Graph([turn, go, state, *self._past], [], nodes=[], name="step")
         drafted = self._add(body, text.DRAFT, [state, self._past[0], chunk], "draft")
-        *fed, need, tokens, numbers, none, limit, end, guess, places, answers, count, reading = drafted
+        *fed, need, tokens, numbers, none, limit, end, guess, places, answers, count, reading, drawing = (
+            drafted
+        )
         for name, value in zip(_KNOWN, fed, strict=True):
             if name in self._fed:
                 self._fed[name].replace_all_uses_with(value)
         body.extend(decoder)
         _take_in_small_integers(body, decoder)
-        (seen,) = self._add(body, CHOOSE, [self._logits, need, none, tokens, answers, *choice], "choose")
+        (seen,) = self._add(body, CHOOSE, [self._logits, need, drawing, tokens, answers, *choice], "choose")
         known = [tokens, numbers, seen, none, limit, end, guess, places, count, reading]
         going, after = self._add(body, text.ACCEPT, known, "accept")
         for value in (*self._past, *self._present):

@@ -18,7 +18,7 @@ def _mix(source: str, result: str) -> str:
 
 
 CHOOSE = f"""
-choose (float[1,r,V] logits, int64 need, int64[1] none, int64[L] tokens, int64[r] places,
+choose (float[1,r,V] logits, int64 need, bool[1] drawing, int64[L] tokens, int64[r] places,
         int64[E] eos_token_id, float temperature, int64 top_k, float top_p, int64 seed) => (int64[2,r] seen)
 {{
   zero = Constant<value_ints=[0]>()
@@ -29,10 +29,6 @@ choose (float[1,r,V] logits, int64 need, int64[1] none, int64[L] tokens, int64[r
   start = Reshape(back, one)
   last = Slice(number, start, infinity, one)
   rows = Squeeze(last, zero)
-  greedy = Constant<value_float=0.0>()
-  nothing = Cast<to=1>(none)
-  warm = Add(temperature, nothing)
-  drawing = Greater(warm, greedy)
   length = Shape(tokens)
   place = Add(places, length)
   choices = If(drawing) <
@@ -48,7 +44,7 @@ choose (float[1,r,V] logits, int64 need, int64[1] none, int64[L] tokens, int64[r
       second = Constant<value_ints=[1]>()
       likeliest = Slice(values, first, second, second)
       below = Sub(values, likeliest)
-      scaled = Div(below, warm)
+      scaled = Div(below, temperature)
       chance = Softmax<axis=1>(scaled)
       axis = Constant<value_int=1>()
       before = CumSum<exclusive=1>(chance, axis)
@@ -117,5 +113,5 @@ p(guess), else drawn from what remains), and more: equal seeds give equal tokens
 random operator: ONNX Runtime 1.31 has none for the CPU from opset 22 on.
 
 On a GPU all of this stays there but the numbers that draw, which nothing but integer operators make; the
-choices and which of them end the text cross in one copy. See passes/speculative_text.py for ``none``.
+choices and which of them end the text cross in one copy.
 """

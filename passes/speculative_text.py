@@ -9,7 +9,7 @@ for it, if the node reads what another node on the CPU made, and beside that onl
 graph's inputs; and if the GPU's kernel would not want that one value on the CPU by itself
 (``GetCpuPreferredNodes`` in its sources). What follows from it:
 
-- The state is one tensor, six numbers in front of the tokens: one copy into a step, and one out of it.
+- The state is one tensor, seven numbers in front of the tokens: one copy into a step, and one out of it.
 - ``none``, a zero made of a Shape, which is always the CPU's, is added to the state: so that is read there.
   What the GPU computed is taken over with BitwiseOr, for which no GPU kernel exists.
 - Bounds that are computed select with Compress and Gather. Slice, Range and ConstantOfShape want them on the
@@ -19,8 +19,8 @@ Two copies a step are left in the body: the tokens that are read, and the choice
 """
 
 BEGIN = """
-begin (int64[1,S] input_ids, int64 max_new_tokens, int64 max_draft_tokens, int64[1] context)
-    => (int64[M] state, bool going, int64[1] capacity)
+begin (int64[1,S] input_ids, int64 max_new_tokens, int64 max_draft_tokens, int64[1] context,
+       float temperature) => (int64[M] state, bool going, int64[1] capacity)
 {
   zero = Constant<value_ints=[0]>()
   first = Constant<value_ints=[4]>()
@@ -38,7 +38,11 @@ begin (int64[1,S] input_ids, int64 max_new_tokens, int64 max_draft_tokens, int64
   most = Min(least, context)
   wish = Min(most, first)
   counts = Constant<value_ints=[0, 0, 0]>()
-  state = Concat<axis=0>(counts, zero, wish, most, tokens)
+  cold = Constant<value_float=0.0>()
+  warm = Greater(temperature, cold)
+  one_if_warm = Cast<to=7>(warm)
+  mode = Reshape(one_if_warm, scalar)
+  state = Concat<axis=0>(counts, zero, wish, most, mode, tokens)
   fits = Less(length, limit)
   begun = Greater(length, zero)
   room = And(fits, begun)
@@ -52,15 +56,16 @@ prompt that fills the context, or that is empty, gets none, and no cache."""
 DRAFT = """
 draft (int64[M] state, float[1,H,C,D] past, int64[1] chunk)
     => (int64[1,n] input_ids, int64[1,t] attention_mask, int64[1,n] position_ids, int64 keep, int64 need,
-        int64[L] tokens, int64[6] numbers, int64[1] none, int64[1] limit, int64[1] end, int64[f] guess,
-        int64[f] places, int64[a] answer_places, int64[1] drafted, bool[1] reading)
+        int64[L] tokens, int64[7] numbers, int64[1] none, int64[1] limit, int64[1] end, int64[f] guess,
+        int64[f] places, int64[a] answer_places, int64[1] drafted, bool[1] reading, bool[1] drawing)
 {
   zero = Constant<value_ints=[0]>()
   one = Constant<value_ints=[1]>()
   two = Constant<value_ints=[2]>()
   three = Constant<value_ints=[3]>()
   four = Constant<value_ints=[4]>()
-  head = Constant<value_ints=[6]>()
+  six = Constant<value_ints=[6]>()
+  head = Constant<value_ints=[7]>()
   last_one = Constant<value_ints=[-1]>()
   last_two = Constant<value_ints=[-2]>()
   last_three = Constant<value_ints=[-3]>()
@@ -76,6 +81,8 @@ draft (int64[M] state, float[1,H,C,D] past, int64[1] chunk)
   tokens = Slice(held, head, infinity)
   base = Gather<axis=0>(numbers, three)
   wish = Gather<axis=0>(numbers, four)
+  mode = Gather<axis=0>(numbers, six)
+  drawing = Greater(mode, zero)
   length = Shape(tokens)
 
   ahead = Add(base, chunk)
@@ -164,7 +171,7 @@ the text, so that no axis is ever empty, and ``line`` is as long as any guess an
 """
 
 ACCEPT = """
-accept (int64[L] tokens, int64[6] numbers, int64[2,a] seen, int64[1] none, int64[1] limit, int64[1] end,
+accept (int64[L] tokens, int64[7] numbers, int64[2,a] seen, int64[1] none, int64[1] limit, int64[1] end,
         int64[f] guess, int64[f] places, int64[1] drafted, bool[1] reading) => (bool going, int64[M] state)
 {
   zero = Constant<value_ints=[0]>()
@@ -173,6 +180,7 @@ accept (int64[L] tokens, int64[6] numbers, int64[2,a] seen, int64[1] none, int64
   three = Constant<value_ints=[3]>()
   four = Constant<value_ints=[4]>()
   five = Constant<value_ints=[5]>()
+  seven = Constant<value_ints=[7]>()
   last = Constant<value_ints=[-1]>()
   axis = Constant<value_int=0>()
   choice_row = Constant<value_int=0>()
@@ -214,6 +222,7 @@ accept (int64[L] tokens, int64[6] numbers, int64[2,a] seen, int64[1] none, int64
 
   wish = Gather<axis=0>(numbers, four)
   most = Gather<axis=0>(numbers, five)
+  fixed = Slice(numbers, five, seven)
   counts = Slice(numbers, zero, three)
   gained = Shape(added)
   useful = Min(accepted, gained)
@@ -228,7 +237,7 @@ accept (int64[L] tokens, int64[6] numbers, int64[2,a] seen, int64[1] none, int64
   tried = Greater(drafted, zero)
   changed = Where(tried, fresh, wish)
   next_wish = Min(changed, most)
-  state = Concat<axis=0>(next_counts, base, next_wish, most, longer)
+  state = Concat<axis=0>(next_counts, base, next_wish, fixed, longer)
 }
 """
 """What the model's own choices (and which of them end the text) make of the guesses.
@@ -243,7 +252,7 @@ end (int64[M] state)
     => (int64[1,N] sequences, int64 num_steps, int64 num_drafted_tokens, int64 num_accepted_tokens)
 {
   zero = Constant<value_ints=[0]>()
-  head = Constant<value_ints=[6]>()
+  head = Constant<value_ints=[7]>()
   infinity = Constant<value_ints=[9223372036854775807]>()
   steps = Constant<value_int=0>()
   drafts = Constant<value_int=1>()

@@ -1,0 +1,174 @@
+"""What would leave the CUDA provider, in words and numbers, for an artifact's report and its budget."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxforge.compiler.loop_check import has_loop
+from onnxforge.compiler.markdown_table import table
+from onnxforge.compiler.placement import Copy, place
+from onnxforge.compiler.structure_check import FLOATS, HALVES, StructureCheck, listed, operator_name
+from onnxforge.compiler.targets import CUDA
+from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
+from onnxforge.runtimes.artifact import Manifest
+
+CONTEXT, ROWS = 1024, 8
+"""What sizes that a graph leaves open are taken for: tokens of context, and rows of anything else."""
+_LONG = ("capacity", "numbers_and_tokens", "past", "total")
+_HOT = ("Attention", "Conv", "Gelu", "Gemm", "MatMul", "MatMulNBits", "Normalization", "Softmax", "Embed")
+_ACTIVATION_RANK = 3
+_TOLD = 12
+
+
+@dataclass(frozen=True)
+class CopyFact:
+    """One value that crosses in each run of its graph."""
+
+    value: str
+    way: str
+    """``to the CPU`` or ``to the GPU``."""
+    how: str
+    bytes: int
+    """With ``CONTEXT`` and ``ROWS`` for open sizes."""
+
+
+@dataclass(frozen=True)
+class PlacementPart:
+    """One graph of one file: its outermost, or what a Loop or an If holds."""
+
+    file: str
+    graph: str
+    on_cuda: int
+    on_cpu: int
+    lacking: tuple[str, ...]
+    """Nodes on the CPU because CUDA has no kernel for them: operator and name."""
+    hot: tuple[str, ...]
+    """Those on the CPU that work on activations, weights or the cache, whatever the reason."""
+    copies: tuple[CopyFact, ...]
+
+
+def report_placement(folder: Path, manifest: Manifest) -> tuple[PlacementPart, ...]:
+    """Every graph of the artifact in ``folder``, as CUDA would be given it; nothing for other providers."""
+    if manifest.provider != CUDA:
+        return ()
+    files = [manifest.graph, *([AddSpeculativeLoop.file] if has_loop(folder) else [])]
+    return tuple(part for file in files for part in placement_parts(load_typed(folder / file), file))
+
+
+def load_typed(path: Path) -> ir.Model:
+    """The model without its weights' bytes, with all types and shapes that follow from its inputs'."""
+    return ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)))
+
+
+def placement_parts(model: ir.Model, file: str) -> Iterator[PlacementPart]:
+    """The same of one model, whose values have their types."""
+    for placed in place(model):
+        yield PlacementPart(
+            file=file,
+            graph=placed.path,
+            on_cuda=len(placed.provider),
+            on_cpu=len(placed.host),
+            lacking=tuple(_named(node) for node in placed.unsupported),
+            hot=tuple(_named(node) for node in placed.host if _is_hot(node)),
+            copies=tuple(map(_fact, placed.copies)),
+        )
+
+
+def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...]:
+    """Two rules: what computes stays on the GPU (required), and what crosses to and fro is small."""
+    if not parts:
+        return ()
+    hot = Counter(f"{name} in {part.file} {part.graph}" for part in parts for name in part.hot)
+    inner = [part for part in parts if part.graph != "main"] or list(parts)
+    copies = sum(len(part.copies) for part in inner)
+    return (
+        StructureCheck(
+            rule="what works on activations, weights or the cache stays on CUDA",
+            found=listed(hot) or f"all of {sum(part.on_cuda for part in parts)} nodes there",
+            held=not hot,
+            required=True,
+        ),
+        StructureCheck(
+            rule="the CPU's part is bookkeeping",
+            found=f"{sum(part.on_cpu for part in parts)} nodes, {copies} copies a step (see Placement)",
+            held=True,
+            required=False,
+        ),
+    )
+
+
+def placement_section(parts: Sequence[PlacementPart]) -> str:
+    """The section of the report; nothing where there is nothing to tell."""
+    if not parts:
+        return ""
+    head = (
+        "## Placement\n\nWhere ONNX Runtime would run each node, predicted from CUDA's kernels and its own "
+        f"rules; bytes with {CONTEXT:,} tokens of context and {ROWS} rows. What `main` copies it copies "
+        "once a run, what a Loop's body does in each step, what a branch does where that is taken.\n\n"
+    )
+    rows = [
+        (f"`{p.file}` {p.graph}", f"{p.on_cuda}", f"{p.on_cpu}", f"{len(p.copies)}", _number(p.copies))
+        for p in parts
+    ]
+    lines = table(("graph", "on CUDA", "on the CPU", "copies", "bytes"), rows, right=(1, 2, 3, 4))
+    told = [line for part in parts for line in _details(part)]
+    return head + lines + ("\n" + "\n".join(told) + "\n" if told else "")
+
+
+def _details(part: PlacementPart) -> Iterator[str]:
+    where = f"`{part.file}` {part.graph}"
+    if part.hot:
+        yield f"- {where}: **off CUDA**: {listed(Counter(part.hot))}"
+    if part.lacking:
+        kinds = Counter(name.split(" ", 1)[0] for name in part.lacking)
+        yield f"- {where}: no CUDA kernel for {', '.join(f'{kind} ({n}x)' for kind, n in kinds.items())}"
+    for copy in part.copies[:_TOLD]:
+        yield f"- {where}: `{copy.value}` {copy.way}, {copy.bytes:,} bytes ({copy.how})"
+    if len(part.copies) > _TOLD:
+        yield f"- {where}: {len(part.copies) - _TOLD} more"
+
+
+def _number(copies: Sequence[CopyFact]) -> str:
+    return f"{sum(copy.bytes for copy in copies):,}"
+
+
+def _named(node: ir.Node) -> str:
+    return f"{operator_name(node)} {node.name}"
+
+
+def _is_hot(node: ir.Node) -> bool:
+    """An operator of that kind, or anything on float16, or on floats of an activation's rank."""
+    if any(word in node.op_type for word in _HOT):
+        return True
+    values = [
+        value for value in (*node.inputs, *node.outputs) if value is not None and not _is_weightless(value)
+    ]
+    return any(
+        value.dtype in HALVES
+        or (value.dtype in FLOATS and value.shape is not None and len(value.shape) >= _ACTIVATION_RANK)
+        for value in values
+    )
+
+
+def _is_weightless(value: ir.Value) -> bool:
+    """A constant of one element: no activation."""
+    return value.const_value is not None and value.const_value.size <= 1
+
+
+def _fact(copy: Copy) -> CopyFact:
+    value = copy.value
+    sizes = value.shape if value.shape is not None else (ROWS,)
+    elements = 1
+    for size in sizes:
+        elements *= size if isinstance(size, int) else _assumed(str(size), copy)
+    width = value.dtype.bitwidth if value.dtype is not None else 64
+    way = "to the CPU" if copy.to_host else "to the GPU"
+    return CopyFact(value.name or "", way, copy.how, elements * width // 8)
+
+
+def _assumed(name: str, copy: Copy) -> int:
+    return CONTEXT if copy.how == "carried" or any(word in name for word in _LONG) else ROWS
