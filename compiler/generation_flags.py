@@ -1,6 +1,5 @@
 """The generation options of ``run`` and ``chat``: transformers' names and meanings."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,11 +25,12 @@ MaxDraftTokens = Annotated[
     ),
 ]
 Draft = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--draft",
-        metavar="DIR",
-        help="A smaller artifact with the same tokenizer drafts. Default: n-grams of the text.",
+        metavar="DIR|layer-skip",
+        help="What drafts: a smaller artifact with the same tokenizer, or the model less the layers that it "
+        "was compiled to leave out. Default: the artifact's, else n-grams of the text.",
         show_default=False,
     ),
 ]

@@ -6,12 +6,12 @@ from onnxforge.compiler.errors import RequestRefused
 from onnxforge.runtimes import Decoder, Encoder, Model, load
 
 
-def load_any(folder: Path, threads: int | None, draft: Path | None = None) -> Model:
-    """Whatever is in ``folder``; ``draft`` drafts for it."""
+def load_any(folder: Path, threads: int | None, draft: str | None = None) -> Model:
+    """Whatever is in ``folder``; ``draft`` (a folder, or ``layer-skip``) drafts for it."""
     return load(folder, threads=threads, draft=draft)
 
 
-def load_decoder(folder: Path, threads: int | None, draft: Path | None = None) -> Decoder:
+def load_decoder(folder: Path, threads: int | None, draft: str | None = None) -> Decoder:
     """The decoder in ``folder``; ``draft`` drafts for it.
 
     Raises:

@@ -71,7 +71,8 @@ def drafting_for(
     enabled = default is not None and default.enabled
     if count is None:
         usual = default.max_draft_tokens if default is not None and enabled else USUAL_DRAFT_TOKENS
-        count = min(usual, graph.context_length - 1) if (assistant is not None or enabled) and possible else 0
+        drafts = assistant is not None or graph.skips_layers or enabled
+        count = min(usual, graph.context_length - 1) if drafts and possible else 0
     if count > 0 and asked.min_rows == 1:
         raise RequestError(
             "min_rows is 1 and the request drafts: drafting reads an even number of tokens in every run. "

@@ -6,10 +6,10 @@ from typing import Literal
 from onnxforge.runtimes.artifact import DECODER_TASK, Manifest, read_manifest
 from onnxforge.runtimes.chat_template import read_chat_template
 from onnxforge.runtimes.decoder import Decoder
-from onnxforge.runtimes.decoder_graph import read_graph
+from onnxforge.runtimes.decoder_graph import SKIP_LAYERS, read_graph
 from onnxforge.runtimes.encoder import Encoder
 from onnxforge.runtimes.encoder_settings import read_encoder_settings
-from onnxforge.runtimes.errors import RequestError
+from onnxforge.runtimes.errors import ArtifactError, RequestError
 from onnxforge.runtimes.generation_options import options_from_config
 from onnxforge.runtimes.session import device_of, open_session, options_for, provider_name
 from onnxforge.runtimes.speculation import LAYER_SKIP
@@ -49,13 +49,9 @@ def load(
     if verify != "off":
         verify_files(folder, full=verify == "full")
     name = provider_name(provider or manifest.provider)
-    session = open_session(
-        folder / _graph_file(folder, manifest, draft),
-        name,
-        manifest.session,
-        threads,
-        options_for(name, manifest),
-    )
+    skipping = _skipping_graph(folder, manifest, draft)
+    file = folder / (skipping or manifest.graph)
+    session = open_session(file, name, manifest.session, threads, options_for(name, manifest))
     config = read_optional_json(folder / "config.json")
     if manifest.task != DECODER_TASK:
         settings = read_encoder_settings(folder, manifest, config)
@@ -70,6 +66,8 @@ def load(
         manifest.shared_cache,
         size if isinstance(size, int) else tokenizer.size,
     )
+    if skipping is not None and not graph.skips_layers:
+        raise ArtifactError(f"{file}: no input {SKIP_LAYERS}, so it leaves no layer out. Compile again.")
     defaults = options_from_config(read_optional_json(folder / "generation_config.json"), config)
     template = read_chat_template(folder, tokenizer.special_tokens)
     other = draft is not None and draft != LAYER_SKIP
@@ -77,26 +75,16 @@ def load(
     return Decoder(folder, manifest, graph, tokenizer, template, defaults, assistant)
 
 
-def _graph_file(folder: Path, manifest: Manifest, draft: str | Path | None) -> str:
-    """The graph to open: the plain one, or the one that can leave layers out where drafts are to come of
-    that."""
-    speculation = manifest.speculation
-    if draft == LAYER_SKIP:
-        if speculation is None or speculation.draft_graph is None:
-            raise RequestError(
-                f"{folder} was compiled without layer skip: compile it again with `--draft layer-skip`. "
-                f"(A folder of this name is `./{LAYER_SKIP}`.)"
-            )
-        return speculation.draft_graph
-    if (
-        draft is None
-        and speculation is not None
-        and speculation.enabled
-        and speculation.drafter == LAYER_SKIP
-    ):
-        assert speculation.draft_graph is not None
-        return speculation.draft_graph
-    return manifest.graph
+def _skipping_graph(folder: Path, manifest: Manifest, draft: str | Path | None) -> str | None:
+    """The graph that can leave layers out, where drafts are to come of it."""
+    said = manifest.speculation
+    if draft == LAYER_SKIP and (said is None or said.draft_graph is None):
+        raise RequestError(
+            f"{folder} was compiled without layer skip: compile it again with `--draft layer-skip`. "
+            f"(A folder of this name is `./{LAYER_SKIP}`.)"
+        )
+    usual = draft is None and said is not None and said.enabled and said.drafter == LAYER_SKIP
+    return said.draft_graph if said is not None and (usual or draft == LAYER_SKIP) else None
 
 
 def _load_draft(folder: Path, provider: str | None, threads: int | None, verify: Verify) -> Decoder:

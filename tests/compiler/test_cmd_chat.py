@@ -58,4 +58,4 @@ def test_every_generation_flag_reaches_the_model(monkeypatch, capsys, tmp_path):
         "stop": ["###", "END"],
         "max_draft_tokens": 6,
     }
-    assert drafts == [tmp_path]
+    assert drafts == [str(tmp_path)]

@@ -49,6 +49,11 @@ def test_drafting_changes_no_token_and_is_counted(small: str, capsys: pytest.Cap
     assert "max_draft_tokens is 24; pass a whole number from 0 (no drafts) to 23" in capsys.readouterr().err
 
 
+def test_layer_skip_is_asked_of_the_artifact_itself(small: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.run_verb("run", [small, "hello", "--draft", "layer-skip"]) == 2
+    assert f"{small} was compiled without layer skip" in capsys.readouterr().err
+
+
 def test_without_a_number_what_fits_is_written(small: str, capsys: pytest.CaptureFixture[str]):
     code, found, _ = run(capsys, small, "hello")
     assert code == 0

@@ -9,6 +9,7 @@ from tiny_artifacts import CONTEXT, SHARED, SHARED_POSITIONS, Form, seal, write_
 
 from onnxforge.passes.skip_layers import SkipLayers
 from onnxforge.runtimes import (
+    ArtifactError,
     CancelToken,
     Decoder,
     GenerationOptions,
@@ -145,6 +146,24 @@ def test_an_artifact_that_drafts_otherwise_by_default_can_be_asked_to(tmp_path):
     with load(folder, threads=1) as model:
         got = model.generate("the hand", max_new_tokens=30, **NO_EOS)
         assert got.stats.speculative.draft_forward_passes == 0
+
+
+def test_asked_to_it_drafts_where_speculation_is_off(tmp_path):
+    off = Speculation(False, 0, min_rows=1, draft_graph=SkipLayers.file)
+    folder = write(tmp_path / "m", speculation=off)
+    with load(folder, threads=1) as model:
+        assert model.generate("the hand", max_new_tokens=9).stats.speculative is None
+    with load(folder, threads=1, draft="layer-skip") as model:
+        got = model.generate("the hand", max_new_tokens=30, **NO_EOS)
+        assert got.stats.speculative.draft_forward_passes > 0
+        assert got.token_ids == plain(model, "the hand", 30, **NO_EOS).token_ids
+
+
+@pytest.mark.parametrize("draft", [None, "layer-skip"])
+def test_a_graph_that_leaves_no_layer_out_is_refused(tmp_path, draft):
+    folder = write(tmp_path / "m", speculation=replace(OWN, draft_graph="onnx/model.onnx"))
+    with pytest.raises(ArtifactError, match=r"onnx/model.onnx: no input skip_layers"):
+        load(folder, threads=1, draft=draft)
 
 
 def test_an_artifact_without_says_how_to_get_it(tmp_path):
