@@ -22,6 +22,8 @@ _LONG = ("capacity", "numbers_and_tokens", "past", "total")
 _HOT = ("Attention", "Conv", "Gelu", "Gemm", "MatMul", "MatMulNBits", "Normalization", "Softmax", "Embed")
 _ACTIVATION_RANK = 3
 _TOLD = 12
+_LOOP, _FEW_BYTES = "Loop.body", 1 << 16
+_INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,19 @@ def placement_parts(model: ir.Model, file: str) -> Iterator[PlacementPart]:
 
 
 def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...]:
-    """Two rules: what computes stays on the GPU (required), and what crosses to and fro is small."""
+    """Two rules: what computes stays on the GPU (required), and what crosses in a step is small."""
     if not parts:
         return ()
     hot = Counter(f"{name} in {part.file} {part.graph}" for part in parts for name in part.hot)
-    inner = [part for part in parts if part.graph != "main"] or list(parts)
-    copies = sum(len(part.copies) for part in inner)
+    looping = {part.file for part in parts if _LOOP in part.graph}
+    steps = [part for part in parts if part.file not in looping or _LOOP in part.graph]
+    large = Counter(
+        f"{copy.value} {copy.way} in {part.file} {part.graph} ({copy.bytes:,} bytes)"
+        for part in steps
+        for copy in part.copies
+        if copy.bytes > _FEW_BYTES
+    )
+    counts = "; ".join(f"{len(part.copies)} in {part.file} {part.graph}" for part in steps if part.copies)
     return (
         StructureCheck(
             rule="what works on activations, weights or the cache stays on CUDA",
@@ -93,9 +102,9 @@ def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...
             required=True,
         ),
         StructureCheck(
-            rule="the CPU's part is bookkeeping",
-            found=f"{sum(part.on_cpu for part in parts)} nodes, {copies} copies a step (see Placement)",
-            held=True,
+            rule=f"no copy between CPU and CUDA in a step is over {_FEW_BYTES:,} bytes",
+            found=listed(large) or counts or "nothing is copied",
+            held=not large,
             required=False,
         ),
     )
@@ -141,7 +150,7 @@ def _named(node: ir.Node) -> str:
 
 
 def _is_hot(node: ir.Node) -> bool:
-    """An operator of that kind, or anything on float16, or on floats of an activation's rank."""
+    """An operator of that kind, or anything on float16, or on floats or bytes of an activation's rank."""
     if any(word in node.op_type for word in _HOT):
         return True
     values = [
@@ -149,7 +158,11 @@ def _is_hot(node: ir.Node) -> bool:
     ]
     return any(
         value.dtype in HALVES
-        or (value.dtype in FLOATS and value.shape is not None and len(value.shape) >= _ACTIVATION_RANK)
+        or (
+            value.dtype in (*FLOATS, *_INTEGERS)
+            and value.shape is not None
+            and len(value.shape) >= _ACTIVATION_RANK
+        )
         for value in values
     )
 

@@ -78,13 +78,16 @@ def _last_tokens(graph: ir.Graph, hidden: ir.Value, shape: ir.Shape, before: ir.
     graph.register_initializer(keep)
     axis = add_initializer(graph, "limit_logits/axis", ir.tensor(np.array([1], np.int64)))
     end = add_initializer(graph, "limit_logits/end", ir.tensor(np.array([np.iinfo(np.int64).max], np.int64)))
-    # -n is where the last n begin, and -0 is the beginning: 0 keeps everything without a branch.
-    count = ir.Node("", "Reshape", [keep, axis], name="/limit_logits/Reshape")
-    start = ir.Node("", "Neg", [count.outputs[0]], name="/limit_logits/Neg")
+    # -n is where the last n begin, and -0 is the beginning: 0 keeps everything without a branch. The zero is
+    # made of a shape because those are on the CPU, and so is then what is made of it, on a GPU as well: a
+    # Slice wants to be told there where to begin, and a copy would wait for the GPU in every step.
+    size = ir.node("Shape", [hidden], {"start": 0, "end": 1}, name="/limit_logits/Shape")
+    zero = ir.Node("", "Sub", [size.outputs[0]] * 2, name="/limit_logits/Zero")
+    start = ir.Node("", "Sub", [zero.outputs[0], keep], name="/limit_logits/Sub")
     last = ir.Node("", "Slice", [hidden, start.outputs[0], end, axis], name="/limit_logits/Slice")
-    for node, name in ((count, "count"), (start, "start"), (last, "last_tokens")):
+    for node, name in ((size, "size"), (zero, "zero"), (start, "start"), (last, "last_tokens")):
         node.outputs[0].name = f"limit_logits/{name}"
     last.outputs[0].shape = ir.Shape([shape[0], "num_logits", shape[2]])
     last.outputs[0].type = hidden.type
-    graph.insert_before(before, [count, start, last])
+    graph.insert_before(before, [size, zero, start, last])
     return last.outputs[0]

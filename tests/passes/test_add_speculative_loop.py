@@ -23,6 +23,8 @@ VOCAB, CONTEXT = 97, 64
 FUSED = tuple(text for text in TARGETS[0].passes if text != "add-speculative-loop")
 INT8 = "quantize-weights{bits=8,block_size=32,accuracy_level=4}"
 INT4 = "quantize-weights{bits=4,block_size=32}"
+FOR_CUDA = ("separate-bias", "fuse-skip-norm", "fuse-quantized-gather", "convert-float16")
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 FAMILIES = ("llama", "qwen2", "gemma2", "gemma3_text", "gpt2")
 Answer = tuple[list[int], int, int, int]
 
@@ -41,9 +43,7 @@ class Plain:
         self._session = session(model)
         self._inputs = {item.name for item in self._session.get_inputs()}
         self._empty = {
-            v.name: np.zeros(
-                (1, v.shape[1], CONTEXT, v.shape[3]), np.int8 if "int8" in v.type else np.float32
-            )
+            v.name: np.zeros((1, v.shape[1], CONTEXT, v.shape[3]), DTYPES[v.type])
             for v in self._session.get_inputs()
             if v.name.startswith("past")
         }
@@ -139,6 +139,23 @@ def test_quantized_tokens_are_those_of_plain_decoding(pair, steps, seed, length,
     eos = wanted[len(prompt) + new // 2 :][:1]
     assert loop.answer(prompt, new, drafts=drafts)[0] == wanted
     assert loop.answer(prompt, new, eos, drafts)[0] == plain.answer(prompt, new, eos)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("steps", [(), (INT8.replace("level=4", "level=0"),)], ids=["fp16", "int8"])
+def test_half_precision_as_the_cpu_computes_it(pair, family: str, steps: tuple[str, ...]):
+    """The graphs of the CUDA targets, of which nothing is claimed here but that both read them alike."""
+    plain, loop = pair(family, *steps, *FOR_CUDA)
+    for seed, length in ((0, 1), (2, 9), (3, 30)):
+        prompt = some_prompt(seed, length, alphabet=9)
+        wanted = plain.answer(prompt, 30)
+        for drafts in (0, 6):
+            assert loop.answer(prompt, 30, drafts=drafts)[0] == wanted, (length, drafts)
+    drawing = {"temperature": 0.9, "top_k": 5, "top_p": 0.9, "seed": 3}
+    prompt = some_prompt(9, 12, alphabet=9)
+    drawn = loop.answer(prompt, 30, drafts=0, **drawing)[0]
+    assert loop.answer(prompt, 30, drafts=6, **drawing)[0] == drawn
+    assert drawn != plain.answer(prompt, 30)
 
 
 def test_an_int8_cache_is_carried_as_it_is(pair, fused):

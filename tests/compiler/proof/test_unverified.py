@@ -93,6 +93,30 @@ def test_a_broken_rule_misses_the_budget(make_artifact, monkeypatch):
     assert proof.missed == ("promised that activations stay inside float16, found largest inf",)
 
 
+def test_an_operator_that_cuda_lacks_misses_the_budget_by_name(make_artifact):
+    folder = for_cuda(make_artifact("a"))
+    path = folder / "onnx" / "model.onnx"
+    model = ir.load(path)
+    hidden = next(v for n in model.graph for v in n.outputs if v.shape is not None and len(v.shape) == 3)
+    assert hidden.dtype is ir.DataType.FLOAT16
+    readers = [(node, index) for node, index in hidden.uses()]
+    wide = ir.node("Cast", [hidden], {"to": ir.DataType.FLOAT}, name="widen")
+    planted = ir.node("Asinh", wide.outputs, name="planted")
+    narrow = ir.node("Cast", planted.outputs, {"to": ir.DataType.FLOAT16}, name="narrow")
+    for node, index in readers:
+        node.replace_input_with(index, narrow.outputs[0])
+    model.graph.insert_after(hidden.producer(), [wide, planted, narrow])
+    for node in (wide, planted, narrow):
+        node.outputs[0].name = node.name
+    ir.save(model, path)
+    proof = prove(folder, SOURCE, None, options(make_artifact), Ledger())
+    (missed,) = [line for line in proof.missed if "stays on CUDA" in line]
+    assert "Asinh planted in onnx/model.onnx main" in missed
+    page = (folder / "report" / "index.md").read_text()
+    assert "**off CUDA**: Asinh planted" in page
+    assert "`widen` to the CPU" in page
+
+
 def test_a_mask_is_no_overflow():
     assert _is_mask(np.array([0, -np.inf, -65504], np.float16))
     assert not _is_mask(np.array([0, np.inf], np.float16))
