@@ -11,7 +11,6 @@ prefix. Exit code 1 when any text differs.
 """
 
 import argparse
-import random
 import sys
 import tempfile
 from pathlib import Path
@@ -20,114 +19,11 @@ from gguf import GGUFWriter
 from llama_cpp import Llama
 from tokenizers import Tokenizer
 
+from onnxforge.compiler.text_corpus import CODE, WORDS, texts
 from onnxforge.models.demo import locate_demo
 from onnxforge.models.gguf_file import GgufFile, read_gguf
 from onnxforge.models.gguf_pretokenizers import PRE_TOKENIZERS
 from onnxforge.models.gguf_tokenizer import tokenizer_files
-
-_WORDS = (
-    *(
-        "the",
-        "model",
-        "isn't",
-        "THERE",
-        "they'll",
-        "We'VE",
-        "naïve",
-        "Straße",
-        "façade",
-        "Ελληνικά",
-        "русский",
-    ),
-    *(
-        "язык",
-        "Українська",
-        "עברית",
-        "العربية",
-        "हिन्दी",
-        "ไทย",
-        "日本語",
-        "漢字かな交じり文",
-        "中文分词",
-        "한국어",
-    ),
-    *("𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "Ⅷ", "½", "²", "٣٤٥", "೧೨", "camelCase", "snake_case", "HTTPServer", "x86_64", "e.g."),
-    *("co-operate", "rock'n'roll", "O'Neil", "'twas", "it's", "I'm", "you're"),
-)
-_CODE = (
-    "def f(x: int) -> str:\n    return f'{x!r:>10}'\n",
-    "for (int i = 0; i < n; ++i) { sum += a[i] * 0x1F; }",
-    "\tif a != b && c <= d:\n\t\tpass  # TODO\n\n\n",
-    "SELECT * FROM \"t\" WHERE id=42 AND name LIKE '%x_%';",
-    '<div class="a b">&nbsp;</div>\r\n',
-    "#include <stdio.h>\r\n\r\nint main(void){return 0;}",
-)
-_NUMBERS = (
-    "7",
-    "42",
-    "1984",
-    "3.14159",
-    "1,000,000",
-    "-273.15",
-    "0b1011",
-    "2026-11-21T10:59:03Z",
-    "١٢٣",
-    "1e-05",
-    "½¾",
-)
-_EMOJI = ("🙂", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇫🇷", "✨✨✨", "👍🏽", "☕️", "♥")
-_SPACES = (" ", "  ", "   ", "\t", "\n", "\n\n", " \n ", "\r\n", "\u00a0", "\u3000", "\u2009", "        ")
-_MARKS = (
-    ".",
-    ",",
-    "!",
-    "?!",
-    "...",
-    "—",
-    "«",
-    "»",
-    "。",
-    "、",
-    "://",
-    "@",
-    "#",
-    "$",
-    "€",
-    "()",
-    "[]",
-    "_",
-    "'",
-    '"',
-    "`",
-)
-
-
-def texts(count: int, specials: list[str], seed: int = 20260101) -> list[str]:
-    """``count`` strings that mix words, digits, code, spaces, emoji, marks and special tokens."""
-    rng = random.Random(seed)
-    pools = (_WORDS, _WORDS, _CODE, _NUMBERS, _EMOJI, _SPACES, _SPACES, _MARKS, tuple(specials) or (" ",))
-    fixed = [
-        "",
-        " ",
-        "\n",
-        "a",
-        " a",
-        "  a",
-        "a ",
-        "1",
-        " 1",
-        "12 ",
-        "\u200b",
-        "é",
-        "e\u0301",
-        "\ufeff",
-        "\U0010ffff",
-    ]
-    made = list(fixed)
-    while len(made) < count:
-        pieces = [rng.choice(rng.choice(pools)) for _ in range(rng.randint(1, 24))]
-        made.append(rng.choice(("", " ")).join(pieces))
-    return made[:count]
 
 
 def compare(path: Path, file: GgufFile, count: int) -> int:
@@ -176,7 +72,7 @@ def sentencepiece(folder: Path, space_prefix: bool) -> Path:
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    corpus = [prose, "\n".join(_WORDS * 50), "\n".join(_CODE * 20)]
+    corpus = [prose, "\n".join(WORDS * 50), "\n".join(CODE * 20)]
     trained.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=6000, show_progress=False))
     merged = [left + right for left, right in json.loads(trained.to_str())["model"]["merges"]]
     letters = sorted(trained.get_vocab().keys() - set(merged))

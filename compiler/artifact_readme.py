@@ -7,6 +7,7 @@ from onnxforge.compiler.provider_options import provider_options
 from onnxforge.compiler.targets import CPU, CUDA, TENSORRT, Target
 from onnxforge.models.source import Source
 from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
+from onnxforge.passes.add_text_io import AddTextIo
 
 _HERE = "path/to/this/folder"
 
@@ -109,13 +110,33 @@ print(tokenizer.decode(sequences[0]))
 """
 
 
+_TEXT = f"""
+`{AddTextIo.file}` has the tokenizer inside, too: `prompt`, a string, in place of `input_ids`, and the
+answer's `text` first. Special tokens that are written in the prompt are read as such; a chat template is for
+you to write. `add_special_tokens` (true), optional: put those around it that the tokenizer puts around texts.
+
+```python
+import numpy as np, onnxruntime as ort
+
+session = ort.InferenceSession("{_HERE}/{AddTextIo.file}")
+text, sequences, *counts = session.run(None, {{
+    "prompt": np.array(["Once upon a time"], object),
+    "max_new_tokens": np.array(64),
+    "eos_token_id": np.array([2]),
+    "max_draft_tokens": np.array(8),
+}})
+print(text[0])
+```
+"""
+
+
 def readme(source: Source, facts: GraphFacts, target: Target, task: str, context_length: int) -> str:
     """Markdown for the artifact's root."""
     name = str(source.config.get("model_type", "model"))
-    generates = facts.layers > 0 and AddSpeculativeLoop.pass_name() in {
-        text.split("{")[0] for text in target.passes
-    }
+    steps = {text.split("{")[0] for text in target.passes} if facts.layers > 0 else set()
+    generates, speaks = AddSpeculativeLoop.pass_name() in steps, AddTextIo.pass_name() in steps
     one_run = f"| `{AddSpeculativeLoop.file}` | the same weights, generating in one run |\n"
+    of_text = f"| `{AddTextIo.file}` | the same, with the tokenizer inside: text in, text out |\n"
     body = (_DECODER if facts.layers else _ENCODER).format(
         here=_HERE,
         inputs=", ".join(i for i in facts.inputs if not i.startswith("past_")),
@@ -131,6 +152,7 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str, context
         "| file | what |\n|---|---|\n"
         "| `onnx/model.onnx`, `onnx/model.onnx_data` | the graph and its weights |\n"
         + (one_run if generates else "")
+        + (of_text if speaks else "")
         + "| `artifact.json` | passes, versions, source digests, sha256 of every file |\n"
         "| `report/` | what was measured against the source |\n\n"
         "`onnxforge verify` checks every byte of this folder; `onnxforge inspect` shows the graph.\n\n"
@@ -138,6 +160,7 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str, context
         + _options(provider_options(target.provider, facts, context_length), target.provider)
         + body
         + (_LOOP if generates else "")
+        + (_TEXT if speaks else "")
     )
 
 

@@ -16,6 +16,7 @@ from onnxforge.compiler.progress import Progress, Silent, describe
 from onnxforge.compiler.save import save_model, weight_bytes
 from onnxforge.compiler.sidecars import sidecars
 from onnxforge.compiler.targets import Target
+from onnxforge.compiler.text_io_option import attach_text
 from onnxforge.models.source import Source
 from onnxforge.passes.base import DerivingPass, GraphPass
 from onnxforge.runtimes.artifact import Manifest, write_manifest
@@ -48,6 +49,7 @@ def build(
     check_kind(target, graph_kind(exported))
     model = exported.clone()
     attach(model, source, target.calibration)
+    attach_text(model, source, target)
     before = graph_stats(model).weight_bytes
     ledger = _run(model, target, before, watch)
     facts = graph_facts(model)

@@ -84,6 +84,14 @@ _Speculation = Annotated[
     ),
 ]
 
+_TextIo = Annotated[
+    bool,
+    typer.Option(
+        "--text-io",
+        help="Write onnx/model_text.onnx too: text in, text out, with the tokenizer in the graph.",
+    ),
+]
+
 
 def compile_(
     model: _Model = None,
@@ -99,6 +107,7 @@ def compile_(
     proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Measure against the source.")] = True,
     calibration: _Calibration = None,
     speculation: _Speculation = None,
+    text_io: _TextIo = False,
     eval_text: _EvalText = None,
     allow_missed_budget: Annotated[
         bool, typer.Option("--allow-missed-budget", help="Publish even if the result is worse than promised.")
@@ -108,7 +117,7 @@ def compile_(
 ) -> None:
     """Compile MODEL into one folder that plain ONNX Runtime runs, and prove it against its source."""
     edits = tuple(set_ or ()), tuple(without or ())
-    recipe = plan(model, target, task, revision, *edits, config, kv, calibration, speculation)
+    recipe = plan(model, target, task, revision, *edits, config, kv, calibration, speculation, text_io)
     if dry_run:
         from onnxforge.compiler.recipe import to_json
 
@@ -152,6 +161,7 @@ def plan(
     kv: Cache | None = None,
     calibration: str | None = None,
     speculation: str | None = None,
+    text_io: bool = False,
 ) -> Recipe:
     """The recipe that the options ask for, with every name in it checked.
 
@@ -163,6 +173,7 @@ def plan(
     from onnxforge.compiler.recipe import read_recipe
     from onnxforge.compiler.speculation_option import check_speculation, with_speculation
     from onnxforge.compiler.target_file import find_target
+    from onnxforge.compiler.text_io_option import with_text_io
 
     if config is not None and target is not None:
         raise RequestRefused("Give --target or --config, not both: a recipe has its target inside.")
@@ -178,6 +189,7 @@ def plan(
         )
     chosen = with_cache(recipe.target, kv) if kv is not None else recipe.target
     chosen = with_speculation(chosen, speculation) if speculation is not None else chosen
+    chosen = with_text_io(chosen) if text_io else chosen
     edited = pipeline.edit(pipeline.parse(chosen.passes), settings=settings, without=without)
     planned = dataclasses.replace(
         chosen,

@@ -26,6 +26,7 @@ from onnxforge.compiler.request import CompileRequest, CompileResult
 from onnxforge.compiler.selfcheck import self_check
 from onnxforge.compiler.speculation_option import check_artifact, unmeasured
 from onnxforge.compiler.targets import TARGETS, Target
+from onnxforge.compiler.text_io_option import check_text_io
 from onnxforge.compiler.tokenizer_check import check_tokenizer
 from onnxforge.models.source import Source
 from onnxforge.runtimes.artifact import Manifest, write_manifest
@@ -109,6 +110,7 @@ def _export(
     watch.begin("open")
     source = parts.open_model(request.model, request.revision)
     check_calibration(request.target, source, request.task)
+    check_text_io(request.target, source)
     watch.end(f"{source.kind}, {len(source.digests)} files")
     watch.begin("export")
     exported = parts.export_model(source, request.task)

@@ -18,7 +18,8 @@ _SENTENCE = "A sentence to check the artifact with."
 def self_check(folder: Path) -> None:
     """Load ``folder`` and generate 16 greedy tokens (decoders) or encode one sentence (encoders).
 
-    A graph that generates in one run must say the tokens of step-by-step decoding.
+    A graph that generates in one run must say the tokens of step-by-step decoding, and one with the tokenizer
+    inside must read and write text as the tokenizer does.
 
     Raises:
         SelfCheckFailed: it does not load, does not run, or its numbers are not finite (which every
@@ -41,12 +42,15 @@ def run_once(folder: Path) -> None:
     """
     from onnxforge.compiler.loop_check import check_loop, has_loop, reference
     from onnxforge.compiler.provider_here import stand_in
+    from onnxforge.compiler.text_check import PROMPT, check_text, has_text_graph
     from onnxforge.runtimes import Decoder, load
     from onnxforge.runtimes.artifact import read_manifest
 
     manifest = read_manifest(folder)
     provider = stand_in(manifest.provider)
     wanted: list[int] = []
+    asked: list[int] = []
+    new_tokens = 0
     with load(folder, provider=provider) as model:
         if isinstance(model, Decoder):
             room = manifest.context_length - len(_PROMPT)
@@ -54,12 +58,18 @@ def run_once(folder: Path) -> None:
             if has_loop(folder):
                 # the context has to hold the last step's second row too
                 wanted = reference(model, _PROMPT, min(NEW_TOKENS, room - 2))
+            if has_text_graph(folder):
+                ids = tuple(model.tokenizer.encode(PROMPT, add_special_tokens=True))
+                new_tokens = min(NEW_TOKENS, manifest.context_length - len(ids) - 2)
+                asked = reference(model, ids, new_tokens)
         elif model.manifest.task == "feature-extraction":
             model.encode([_SENTENCE])
         else:
             model.logits([_SENTENCE])
     if wanted:  # the other session is closed: two would need twice the memory
         check_loop(folder, manifest, provider, wanted, len(wanted) - len(_PROMPT))
+    if asked:
+        check_text(folder, manifest, provider, asked, new_tokens)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-_HEADER = '<ir_version: 10, opset_import: ["" : {opset}]>\n'
+_HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "ai.onnx.ml" : 4, "com.microsoft" : 1]>\n'
 
 
 def splice(

@@ -26,6 +26,7 @@ NAMES: tuple[str, ...] = (
     "cleanup",
     "skip-layers",
     "add-speculative-loop",
+    "add-text-io",
 )
 
 

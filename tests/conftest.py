@@ -10,6 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -211,6 +212,46 @@ def tiny_export(tiny_source) -> Callable[..., ir.Model]:
     """``tiny_export(model_type, task=None, **config)``: a fresh copy of the exported graph, free to edit."""
     exported = _remembered(lambda kind, task, over: export_model(tiny_source(kind, task, **over), task))
     return lambda *args, **kwargs: exported(*args, **kwargs).clone()
+
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def _make_bpe(cut: str, size: int = 600, alphabet: bool = True) -> bytes:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from onnxforge.compiler.text_corpus import HARD, texts
+
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    patterns = {"llama3": _LLAMA3, "qwen2": _LLAMA3.replace("{1,3}", ""), "gpt2-split": _GPT2}
+    if cut in patterns:
+        split = pre_tokenizers.Split(Regex(patterns[cut]), "isolated")
+        last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        plain = pre_tokenizers.Sequence([split, last])
+    elif cut == "digits":
+        plain = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = plain, decoders.ByteLevel()
+    specials = ["<|end|>", "<|start|>", "<|end"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet()) if alphabet else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=specials, initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator([*HARD, *texts(400, specials, seed=5)], trainer)
+    return tokenizer.to_str().encode()
+
+
+@pytest.fixture(scope="session")
+def tiny_bpe() -> Callable[..., bytes]:
+    """``tiny_bpe(cut, size=600, alphabet=True)``: tokenizer.json of a byte-level BPE that is trained here.
+
+    ``cut``: gpt2, gpt2-split, digits (GPT-2 behind single digits), llama3 or qwen2. Its specials begin alike.
+    """
+    return cache(_make_bpe)
 
 
 @pytest.fixture(scope="session", autouse=True)

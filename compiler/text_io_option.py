@@ -1,0 +1,61 @@
+"""``--text-io``: a graph with the tokenizer inside. What it does to a target, and where it cannot be had."""
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxforge.compiler.errors import RequestRefused
+from onnxforge.compiler.graph_facts import graph_kind
+from onnxforge.compiler.targets import CPU, Target
+from onnxforge.compiler.text_rules_of import text_rules
+from onnxforge.models.source import Source
+from onnxforge.passes.add_text_io import AddTextIo
+from onnxforge.passes.text_rules import attach_rules
+
+_STEP = AddTextIo.pass_name()
+
+
+def with_text_io(target: Target) -> Target:
+    """``target`` with the step at its end.
+
+    Raises:
+        RequestRefused: the target's provider is not the CPU.
+    """
+    if target.provider != CPU:
+        raise RequestRefused(
+            f"--text-io: target `{target.name}` runs on {target.provider}, where strings have no kernels and "
+            "nobody has checked the graph. Use a cpu target, or leave --text-io out."
+        )
+    return target if asked(target) else replace(target, passes=(*target.passes, _STEP))
+
+
+def asked(target: Target) -> bool:
+    """Whether ``target`` has the step."""
+    return _STEP in {text.split("{")[0] for text in target.passes}
+
+
+def check_text_io(target: Target, source: Source) -> None:
+    """Refuse a tokenizer that the graph cannot follow, before anything is exported.
+
+    Raises:
+        TextNotFollowed: see :func:`text_rules_of.text_rules`.
+    """
+    if asked(target):
+        text_rules(source.sidecars["tokenizer.json"])
+
+
+def attach_text(model: ir.Model, source: Source, target: Target) -> None:
+    """Let the step find the tokenizer's rules on ``model``, where ``target`` has it.
+
+    Raises:
+        RequestRefused: the model writes no text.
+        TextNotFollowed: its tokenizer cannot be followed.
+    """
+    if not asked(target):
+        return
+    if graph_kind(model) != "decoder":
+        raise RequestRefused(
+            f"--text-io: {source.ref} is an encoder, and the graph is one that answers with text. "
+            "Leave --text-io out."
+        )
+    attach_rules(model, text_rules(source.sidecars["tokenizer.json"]))

@@ -1,0 +1,222 @@
+"""Where words begin: what the usual regular expressions of byte-level BPE cut, without a regular expression.
+
+Each rule is told by a character, its neighbours and the run of its kind, so that all are decided at once.
+``natural`` is where words begin but for contractions, ``opens`` the apostrophes that may begin one
+(:mod:`passes.text_contractions`). Kinds of characters: 0 other, 1 letter, 2 number, 3 space.
+"""
+
+KINDS = """
+kinds (int64[m] code, uint8[pages,256] table, int64[4352] page, bool[m] inside, bool[m] edge)
+    => (int64[m] kind, bool[m] border)
+{
+  one = Constant<value_ints=[1]>()
+  zero = Constant<value_ints=[0]>()
+  radix = Constant<value_ints=[256]>()
+  special_kind = Constant<value_ints=[4]>()
+  size = Shape(code)
+  last = Sub(size, one)
+  high = Div(code, radix)
+  low = Mod(code, radix)
+  row = Gather<axis=0>(page, high)
+  cell = Mul(row, radix)
+  index = Add(cell, low)
+  flat = Constant<value_ints=[-1]>()
+  cells = Reshape(table, flat)
+  small = Gather<axis=0>(cells, index)
+  found = Cast<to=7>(small)
+  four = Constant<value_ints=[4]>()
+  rest = Mod(found, four)
+  kind = Where(inside, special_kind, rest)
+  cut_off = GreaterOrEqual(found, four)
+  outside = Not(inside)
+  alone = And(cut_off, outside)
+  before = Slice(alone, zero, last)
+  start = Slice(inside, zero, one)
+  never = Xor(start, start)
+  behind = Concat<axis=0>(never, before)
+  beside = Or(alone, behind)
+  border = Or(edge, beside)
+}
+"""
+"""Characters inside special tokens are of a kind of their own; nothing joins across a ``border``."""
+
+GPT2 = r"""
+gpt2 (int64[m] code, int64[m] kind, bool[m] border) => (bool[m] natural, bool[m] opens)
+{
+  zero = Constant<value_ints=[0]>()
+  one = Constant<value_ints=[1]>()
+  space = Constant<value_ints=[32]>()
+  spaces = Constant<value_ints=[3]>()
+  quote = Constant<value_ints=[39]>()
+  nobody = Constant<value_ints=[-1]>()
+  size = Shape(code)
+  last = Sub(size, one)
+  yes = Equal(zero, zero)
+
+  kind_cut = Slice(kind, zero, last)
+  kind_before = Concat<axis=0>(nobody, kind_cut)
+  kind_rest = Slice(kind, one, size)
+  kind_behind = Concat<axis=0>(kind_rest, nobody)
+  code_cut = Slice(code, zero, last)
+  code_before = Concat<axis=0>(nobody, code_cut)
+  border_rest = Slice(border, one, size)
+  border_behind = Concat<axis=0>(border_rest, yes)
+
+  same = Equal(kind, kind_before)
+  other = Not(same)
+  blank_before = Equal(code_before, space)
+  unspaced = Not(blank_before)
+  turn = And(other, unspaced)
+  is_space = Equal(kind, spaces)
+  space_behind = Equal(kind_behind, spaces)
+  text_behind = Not(space_behind)
+  joined_behind = Not(border_behind)
+  ends_run = And(is_space, text_behind)
+  leads = And(ends_run, joined_behind)
+  turns = Or(border, turn)
+  natural = Or(turns, leads)
+
+  is_quote = Equal(code, quote)
+  opens = And(is_quote, natural)
+}
+"""
+r"""``'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`` (Radford et al. 2019)
+
+A word begins where the kind changes, but behind a space (that belongs to what follows), and at the last space
+of a run that text follows. An apostrophe that begins a word, with its letters, is one.
+"""
+
+CL100K = r"""
+cl100k (int64[m] code, int64[m] kind, bool[m] border, int64[1] group) => (bool[m] natural, bool[m] opens)
+{
+  zero = Constant<value_ints=[0]>()
+  one = Constant<value_ints=[1]>()
+  letter = Constant<value_ints=[1]>()
+  number = Constant<value_ints=[2]>()
+  spaces = Constant<value_ints=[3]>()
+  space = Constant<value_ints=[32]>()
+  quote = Constant<value_ints=[39]>()
+  feeds = Constant<value_ints=[10, 13]>()
+  nobody = Constant<value_ints=[-1]>()
+  axis = Constant<value_int=0>()
+  step = Constant<value_int=1>()
+  size = Shape(code)
+  many = Squeeze(size, zero)
+  range = Range(axis, many, step)
+  last = Sub(size, one)
+  yes = Equal(zero, zero)
+  no = Not(yes)
+  joined = Not(border)
+  joined_rest = Slice(joined, one, size)
+  joined_behind = Concat<axis=0>(joined_rest, no)
+  code_cut = Slice(code, zero, last)
+  code_before = Concat<axis=0>(nobody, code_cut)
+
+  code_column = Unsqueeze(code, one)
+  feed_each = Equal(code_column, feeds)
+  feed_count = Cast<to=7>(feed_each)
+  feed_some = ReduceMax<keepdims=0>(feed_count, one)
+  raw_feed = Cast<to=9>(feed_some)
+  is_space = Equal(kind, spaces)
+  feed = And(raw_feed, is_space)
+  plain = Not(feed)
+  plain_cut = Slice(plain, zero, last)
+  plain_before = Concat<axis=0>(yes, plain_cut)
+  feed_opens = Or(plain_before, border)
+  feed_start = And(feed, feed_opens)
+  feed_starts = Compress<axis=0>(range, feed_start)
+  feed_places = Concat<axis=0>(zero, feed_starts)
+  feed_start_count = Cast<to=7>(feed_start)
+  feed_run = CumSum(feed_start_count, axis)
+  feed_first = Gather<axis=0>(feed_places, feed_run)
+  other_kind = Equal(kind, zero)
+  other_cut = Slice(other_kind, zero, last)
+  other_before = Concat<axis=0>(no, other_cut)
+  follows_other = And(other_before, joined)
+  run_follows = Gather<axis=0>(follows_other, feed_first)
+  taken = And(feed, run_follows)
+  sort = Where(taken, zero, kind)
+
+  sort_cut = Slice(sort, zero, last)
+  sort_before = Concat<axis=0>(nobody, sort_cut)
+  sort_rest = Slice(sort, one, size)
+  sort_behind = Concat<axis=0>(sort_rest, nobody)
+  same = Equal(sort, sort_before)
+  other = Not(same)
+  taken_cut = Slice(taken, zero, last)
+  taken_before = Concat<axis=0>(no, taken_cut)
+  behind_taken = And(plain, taken_before)
+  breaks = Or(other, behind_taken)
+  run_start = Or(breaks, border)
+  run_starts = Compress<axis=0>(range, run_start)
+  run_start_count = Cast<to=7>(run_start)
+  run_number = CumSum(run_start_count, axis)
+  run = Sub(run_number, one)
+  run_first = Gather<axis=0>(run_starts, run)
+  in_run = Sub(range, run_first)
+
+  blank = Equal(sort, spaces)
+  blank_feed = And(blank, feed)
+  feed_place = Where(blank_feed, range, nobody)
+  runs = Shape(run_starts)
+  unfed = ConstantOfShape<value=int64[1] {-1}>(runs)
+  last_feeds = ScatterElements<axis=0, reduction="max">(unfed, run, feed_place)
+  last_feed = Gather<axis=0>(last_feeds, run)
+  tail = Greater(range, last_feed)
+  behind_feed = Add(last_feed, one)
+  at_tail = Equal(range, behind_feed)
+  has_feed = GreaterOrEqual(last_feed, zero)
+  tail_opens = And(at_tail, has_feed)
+  space_behind = Equal(sort_behind, spaces)
+  text_behind = Not(space_behind)
+  text_joined = And(text_behind, joined_behind)
+  lead = And(text_joined, tail)
+  blank_splits = Or(lead, tail_opens)
+  blank_opens = And(blank, blank_splits)
+
+  is_other = Equal(sort, zero)
+  after_space = Equal(code_before, space)
+  before_blank = Equal(sort_before, spaces)
+  spaced = And(after_space, before_blank)
+  spaced_joined = And(spaced, joined)
+  other_attached = And(is_other, spaced_joined)
+
+  is_letter = Equal(sort, letter)
+  feed_cut = Slice(feed, zero, last)
+  feed_before = Concat<axis=0>(no, feed_cut)
+  unfed_before = Not(feed_before)
+  blank_attaches = And(before_blank, unfed_before)
+  letter_behind = Equal(sort_behind, letter)
+  single_end = And(letter_behind, joined_behind)
+  not_attached = Not(other_attached)
+  true_other = And(is_other, plain)
+  single_start = And(run_start, not_attached)
+  single = And(true_other, single_start)
+  prefix = And(single, single_end)
+  prefix_cut = Slice(prefix, zero, last)
+  prefix_before = Concat<axis=0>(no, prefix_cut)
+  some_prefix = Or(blank_attaches, prefix_before)
+  joined_prefix = And(some_prefix, joined)
+  letter_attached = And(is_letter, joined_prefix)
+
+  is_number = Equal(sort, number)
+  rest = Mod(in_run, group)
+  whole = Equal(rest, zero)
+  number_opens = And(is_number, whole)
+
+  attached = Or(other_attached, letter_attached)
+  loose = Not(attached)
+  run_opens = And(run_start, loose)
+  opens_more = Or(number_opens, blank_opens)
+  natural = Or(run_opens, opens_more)
+
+  is_quote = Equal(code, quote)
+  opens = And(is_quote, prefix)
+}
+"""
+r"""``(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,GROUP}| ?[^\s\p{L}\p{N}]+[\r\n]*|``
+``\s*[\r\n]+|\s+(?!\S)|\s+`` (OpenAI's cl100k; Llama 3, and Qwen2 with a group of 1).
+
+Line feeds behind other characters belong to them (``taken``); a run of spaces is cut behind its last line
+feed; one character before letters is theirs, unless a space has claimed it.
+"""
