@@ -21,11 +21,7 @@ def with_text_io(target: Target) -> Target:
     Raises:
         RequestRefused: the target's provider is not the CPU.
     """
-    if target.provider != CPU:
-        raise RequestRefused(
-            f"--text-io: target `{target.name}` runs on {target.provider}, where strings have no kernels and "
-            "nobody has checked the graph. Use a cpu target, or leave --text-io out."
-        )
+    _check_provider(target)
     return target if asked(target) else replace(target, passes=(*target.passes, _STEP))
 
 
@@ -35,12 +31,14 @@ def asked(target: Target) -> bool:
 
 
 def check_text_io(target: Target, source: Source) -> None:
-    """Refuse a tokenizer that the graph cannot follow, before anything is exported.
+    """Refuse a provider or a tokenizer for which there is no such graph, before anything is exported.
 
     Raises:
+        RequestRefused: the target, perhaps one of a file, runs on another provider than the CPU.
         TextNotFollowed: see :func:`text_rules_of.text_rules`.
     """
     if asked(target):
+        _check_provider(target)
         text_rules(source.sidecars["tokenizer.json"])
 
 
@@ -59,3 +57,11 @@ def attach_text(model: ir.Model, source: Source, target: Target) -> None:
             "Leave --text-io out."
         )
     attach_rules(model, text_rules(source.sidecars["tokenizer.json"]))
+
+
+def _check_provider(target: Target) -> None:
+    if target.provider != CPU:
+        raise RequestRefused(
+            f"--text-io: target `{target.name}` runs on {target.provider}, where strings have no kernels and "
+            "nobody has checked the graph. Use a cpu target, or leave --text-io out."
+        )

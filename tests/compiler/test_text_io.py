@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnxforge.compiler.errors import RequestRefused, SelfCheckFailed
 from onnxforge.compiler.loop_check import reference
 from onnxforge.compiler.targets import TARGETS
 from onnxforge.compiler.text_check import PROMPT, check_decoding, check_text, decoder, has_text_graph
-from onnxforge.compiler.text_io_option import asked, attach_text, with_text_io
+from onnxforge.compiler.text_io_option import asked, attach_text, check_text_io, with_text_io
 from onnxforge.compiler.text_rules_of import shown
 from onnxforge.models.source import Source, SourceKind
 from onnxforge.runtimes import load
@@ -147,6 +148,9 @@ def test_other_providers_are_refused():
         else:
             with pytest.raises(RequestRefused, match="strings have no kernels"):
                 with_text_io(target)
+            of_a_file = replace(target, passes=(*target.passes, "add-text-io"))
+            with pytest.raises(RequestRefused, match="strings have no kernels"):
+                check_text_io(of_a_file, Source(ref="here", kind=SourceKind.FOLDER, config={}))
 
 
 def test_an_encoder_is_refused(tiny_bpe: Callable):
