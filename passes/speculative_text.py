@@ -15,7 +15,8 @@ graph's inputs; and if the GPU's kernel would not want that one value on the CPU
 - Bounds that are computed select with Compress and Gather. Slice, Range and ConstantOfShape want them on the
   CPU and work on the GPU, which only the mask and the positions should: they are read there.
 
-Two copies a step are left in the body: the tokens that are read, and the choices.
+Two copies a step are left in the body: the tokens that are read, and the choices
+(docs/decisions/0019-cuda-placement.md; the proof of a CUDA target looks whether it is so).
 """
 
 BEGIN = """
