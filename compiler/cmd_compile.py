@@ -91,6 +91,14 @@ _TextIo = Annotated[
         help="Write onnx/model_text.onnx too: text in, text out, with the tokenizer in the graph.",
     ),
 ]
+_Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="layer-skip[=N+N...]",
+        help="Let drafts come from the model itself, with layers left out: those of a search, or the "
+        "residual branches of these numbers. Default: n-grams of the text.",
+    ),
+]
 
 
 def compile_(
@@ -108,6 +116,7 @@ def compile_(
     calibration: _Calibration = None,
     speculation: _Speculation = None,
     text_io: _TextIo = False,
+    draft: _Draft = None,
     eval_text: _EvalText = None,
     allow_missed_budget: Annotated[
         bool, typer.Option("--allow-missed-budget", help="Publish even if the result is worse than promised.")
@@ -117,7 +126,7 @@ def compile_(
 ) -> None:
     """Compile MODEL into one folder that plain ONNX Runtime runs, and prove it against its source."""
     edits = tuple(set_ or ()), tuple(without or ())
-    recipe = plan(model, target, task, revision, *edits, config, kv, calibration, speculation, text_io)
+    recipe = plan(model, target, task, revision, *edits, config, kv, calibration, speculation, text_io, draft)
     if dry_run:
         from onnxforge.compiler.recipe import to_json
 
@@ -162,6 +171,7 @@ def plan(
     calibration: str | None = None,
     speculation: str | None = None,
     text_io: bool = False,
+    draft: str | None = None,
 ) -> Recipe:
     """The recipe that the options ask for, with every name in it checked.
 
@@ -169,6 +179,7 @@ def plan(
         RequestRefused: an unknown target, pass, option or value; a recipe and a target at once.
     """
     from onnxforge.compiler import pipeline
+    from onnxforge.compiler.draft_option import with_draft
     from onnxforge.compiler.errors import RequestRefused
     from onnxforge.compiler.recipe import read_recipe
     from onnxforge.compiler.speculation_option import check_speculation, with_speculation
@@ -190,6 +201,7 @@ def plan(
     chosen = with_cache(recipe.target, kv) if kv is not None else recipe.target
     chosen = with_speculation(chosen, speculation) if speculation is not None else chosen
     chosen = with_text_io(chosen) if text_io else chosen
+    chosen = with_draft(chosen, draft) if draft is not None else chosen
     edited = pipeline.edit(pipeline.parse(chosen.passes), settings=settings, without=without)
     planned = dataclasses.replace(
         chosen,

@@ -14,9 +14,8 @@ from onnxforge.compiler.switched_graph import products, switched_graph
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.insert_qdq import InsertQdq
-from onnxforge.passes.kept_float import keep_float, release
+from onnxforge.passes.kept_float import STATIC_W8A8, keep_float, release
 
-WHAT = "static W8A8"
 _SENTENCES = 8
 """A sentence is short: as many make a sample of an encoder."""
 
@@ -86,7 +85,7 @@ class MixPrecision(GraphPass):
             count, reached = _fewest(session, order, check_on, limit, expected)
         for rank, site in enumerate(order):
             name = sites[site].name
-            notes.measured(WHAT, name, float(alone[site]), "kept back" if rank < count else "static")
+            notes.measured(STATIC_W8A8, name, float(alone[site]), "kept back" if rank < count else "static")
             if rank < count:
                 keep_float(
                     sites[site],

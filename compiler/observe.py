@@ -51,9 +51,10 @@ class Ledger:
         mine = (r for r in self.records if pass_name is None or r.text.split("{")[0] == pass_name)
         return tuple(note for record in mine for note in record.near_misses)
 
-    def measures(self) -> tuple[notes.Note, ...]:
-        """What passes measured to decide by, the last pass that did so; empty where none did."""
-        return next((record.measures for record in reversed(self.records) if record.measures), ())
+    def measures(self, what: str) -> tuple[notes.Note, ...]:
+        """What was measured to decide about ``what``, by the last pass that did so; empty where none did."""
+        found = (tuple(n for n in record.measures if n.what == what) for record in reversed(self.records))
+        return next((measures for measures in found if measures), ())
 
 
 def graph_stats(model: ir.Model) -> GraphStats:

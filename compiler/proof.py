@@ -86,7 +86,9 @@ def prove(
     return Proof(
         summary=evidence.summary,
         missed=tuple(missed),
-        speculation=as_default(evidence.speculation),
+        speculation=as_default(
+            evidence.speculation, manifest.speculation.draft_graph if manifest.speculation else None
+        ),
         worst=worst_layers(evidence) if missed else "",
     )
 

@@ -13,7 +13,7 @@ from onnxforge.compiler.speculation_types import SpeculationReport
 from onnxforge.compiler.speed import MeasurementFailed
 from onnxforge.compiler.targets import CPU
 from onnxforge.runtimes.artifact import DECODER_TASK, read_manifest
-from onnxforge.runtimes.speculation import Speculation
+from onnxforge.runtimes.speculation import LAYER_SKIP, NGRAM, Speculation
 
 _LEAST_CONTEXT = 64
 """Tokens: below, there is no room for steps of many rows behind anything."""
@@ -52,14 +52,19 @@ def measured(artifact: Path, asked: int | None) -> SpeculationReport:
     return found
 
 
-def as_default(found: SpeculationReport | None) -> Speculation | None:
-    """What artifact.json says to the runtime; None where nothing was measured."""
+def as_default(found: SpeculationReport | None, draft_graph: str | None = None) -> Speculation | None:
+    """What artifact.json says to the runtime; None where nothing was measured.
+
+    ``draft_graph`` is the artifact's graph that can leave layers out, where it has one.
+    """
     if found is None:
         return None
     return Speculation(
         enabled=found.enabled,
         max_draft_tokens=found.draft_tokens,
         min_rows=2 if found.enabled else 1,
+        drafter=LAYER_SKIP if found.layer_skip is not None and found.layer_skip.chosen else NGRAM,
+        draft_graph=draft_graph,
         step_cost=runtime_curve(found.costs),
         reason=found.reason,
     )

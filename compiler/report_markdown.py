@@ -4,12 +4,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from onnxforge.compiler.evidence import Evidence, cpu_name, versions
+from onnxforge.compiler.layer_skip_section import layer_skip_section
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.placement_report import placement_section
 from onnxforge.compiler.quantizer_section import quantizer_section
 from onnxforge.compiler.sensitivity_section import sensitivity_section
 from onnxforge.compiler.speculation_section import speculation_section
 from onnxforge.compiler.speed_types import SpeedReport, Timing
+from onnxforge.passes.kept_float import STATIC_W8A8
+from onnxforge.passes.skip_layers import LAYER_SKIP
 
 _MOST_NEAR_MISSES = 8
 
@@ -26,10 +29,11 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
         _speed(evidence),
         _roofline(evidence),
         speculation_section(evidence.speculation),
+        layer_skip_section(evidence.ledger.measures(LAYER_SKIP), evidence.speculation),
         _size(evidence),
         _ledger(evidence),
         _calibration(evidence),
-        sensitivity_section(evidence.ledger.measures()),
+        sensitivity_section(evidence.ledger.measures(STATIC_W8A8)),
     ]
     parts += [f"## {caption}\n\n![{caption}]({name})\n" for name, caption in plots.items()]
     parts.append(_provenance(evidence))

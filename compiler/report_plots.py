@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from onnxforge.compiler.evidence import Evidence
 from onnxforge.compiler.sensitivity_section import draw_sensitivity
 from onnxforge.compiler.speculation_section import draw_speculation
+from onnxforge.passes.kept_float import STATIC_W8A8
 
 _BEFORE, _AFTER, _GOOD = "#9aa5b1", "#1f6feb", "#2da44e"
 _SIZE = (8.0, 4.5)
@@ -116,4 +117,4 @@ def _layers(evidence: Evidence, figure: Figure) -> bool:
 
 
 def _sensitivity(evidence: Evidence, figure: Figure) -> bool:
-    return draw_sensitivity(evidence.ledger.measures(), figure)
+    return draw_sensitivity(evidence.ledger.measures(STATIC_W8A8), figure)

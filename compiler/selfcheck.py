@@ -18,8 +18,9 @@ _SENTENCE = "A sentence to check the artifact with."
 def self_check(folder: Path) -> None:
     """Load ``folder`` and generate 16 greedy tokens (decoders) or encode one sentence (encoders).
 
-    A graph that generates in one run must say the tokens of step-by-step decoding, and one with the tokenizer
-    inside must read and write text as the tokenizer does.
+    A graph that generates in one run must say the tokens of step-by-step decoding, one with the tokenizer
+    inside must read and write text as the tokenizer does, and one that can leave layers out must run without
+    them.
 
     Raises:
         SelfCheckFailed: it does not load, does not run, or its numbers are not finite (which every
@@ -42,6 +43,7 @@ def run_once(folder: Path) -> None:
     """
     from onnxforge.compiler.loop_check import check_loop, has_loop, reference
     from onnxforge.compiler.provider_here import stand_in
+    from onnxforge.compiler.skip_check import can_skip, check_skip
     from onnxforge.compiler.text_check import PROMPT, check_text, has_text_graph
     from onnxforge.runtimes import Decoder, load
     from onnxforge.runtimes.artifact import read_manifest
@@ -70,6 +72,8 @@ def run_once(folder: Path) -> None:
         check_loop(folder, manifest, provider, wanted, len(wanted) - len(_PROMPT))
     if asked:
         check_text(folder, manifest, provider, asked, new_tokens)
+    if can_skip(folder):
+        check_skip(folder, provider, _PROMPT)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,21 @@ import numpy as np
 
 from onnxforge.compiler.eval_text import calibration_text
 from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS, SamplePrompt
-from onnxforge.compiler.speculation_decision import best_length, decide
+from onnxforge.compiler.speculation_decision import best_length, decide, prefers_layer_skip
 from onnxforge.compiler.speculation_replay import KnownAnswer, forecasts, runtime_curve
-from onnxforge.compiler.speculation_types import SampleRun, SpeculationReport
+from onnxforge.compiler.speculation_types import LayerSkipReport, SampleRun, SpeculationReport
 from onnxforge.compiler.step_costs import CONTEXTS, MOST_ROWS, StepCosts, check_rows, measure_costs
 from onnxforge.runtimes import Decoder, load
-from onnxforge.runtimes.binding import Int64s
+from onnxforge.runtimes.artifact import read_manifest
+from onnxforge.runtimes.binding import Floats, Int64s
 from onnxforge.runtimes.result import Result
-from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, USUAL_DRAFT_TOKENS, Speculation, verifying_rows
+from onnxforge.runtimes.speculation import (
+    LAYER_SKIP,
+    MOST_DRAFT_TOKENS,
+    USUAL_DRAFT_TOKENS,
+    Speculation,
+    verifying_rows,
+)
 
 GROUNDED_TOKENS, OPEN_TOKENS = 64, 96
 """Of each sample answer, at most. Open answers are as long as people read them: the first words of one have
@@ -34,6 +41,8 @@ _PLAIN_TOKENS = 16
 _PATIENCE = 5.0
 """Seconds after which no further round on the sample prompts starts."""
 _MOST_ROUNDS = 3
+_COMPARED = 16
+"""Tokens of a prompt, and of steps behind it, on which two graphs are compared."""
 _TURN = 2
 """Prompts after which the order of plain and drafting turns round: both classes see both orders."""
 
@@ -67,8 +76,13 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
         found = forecasts([sample.answer() for sample in samples], costs, lengths)
         length = asked if asked is not None else best_length(found)
         runs = _timed(model, samples, length, asked or USUAL_DRAFT_TOKENS) if found else ()
+        said = _logits(model, text)
     forecast = next((f for f in found if f.draft_tokens == length), None)
     enabled, reason = decide(rows, forecast, runs, asked)
+    skipping = None
+    if runs and rows.is_exact and _can_skip(folder):
+        skipping = _layer_skip(folder, threads, costs, length, text, said, runs, enabled)
+        enabled, reason = _together(enabled, reason, skipping)
     return SpeculationReport(
         costs=costs,
         rows=rows,
@@ -79,7 +93,50 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
         enabled=enabled,
         reason=reason,
         seconds=time.perf_counter() - started,
+        layer_skip=skipping,
     )
+
+
+def _can_skip(folder: Path) -> bool:
+    found = read_manifest(folder).speculation
+    return found is not None and found.draft_graph is not None
+
+
+def _layer_skip(
+    folder: Path,
+    threads: int,
+    costs: Sequence[StepCosts],
+    length: int,
+    text: Int64s,
+    said: Floats,
+    ngrams: tuple[SampleRun, ...],
+    enabled: bool,
+) -> LayerSkipReport:
+    """The same prompts with layers left out; ``said`` are the plain graph's :func:`_logits`."""
+    with load(folder, threads=threads, verify="off", draft=LAYER_SKIP) as model:
+        assert isinstance(model, Decoder)
+        is_equal = np.array_equal(_logits(model, text), said)
+        _go_by(model, costs)
+        samples = _fitting(model)
+        _round(model, samples, length)
+        runs = _timed(model, samples, length, length)
+    chosen, reason = prefers_layer_skip(is_equal, runs, ngrams, enabled)
+    return LayerSkipReport(runs, is_equal, chosen, reason)
+
+
+def _together(enabled: bool, reason: str, skipping: LayerSkipReport) -> tuple[bool, str]:
+    """The decision on n-grams, and what layer skip makes of it."""
+    return (True, skipping.reason) if skipping.chosen else (enabled, f"{reason}; {skipping.reason}")
+
+
+def _logits(model: Decoder, text: Int64s) -> Floats:
+    """float32 [n, vocabulary]: a prompt's last logits, and those of a few even steps behind it."""
+    state = model.new_state(min_rows=2)
+    prompt, behind = text[:_COMPARED], text[_COMPARED : 2 * _COMPARED]
+    parts = [state.prompt([prompt]).copy()]
+    for start in range(0, len(behind) - 1, 4):
+        parts.append(state.step(behind[None, start : start + 4])[0].copy())
+    return np.concatenate(parts)
 
 
 @dataclass

@@ -16,6 +16,8 @@ LEAST_OPEN = 0.97
 """Open text must keep this share of its speed: what is below is more than the noise of a few rounds."""
 LEAST_GROUNDED = 1.05
 """And grounded text must gain more than the noise."""
+LEAST_LAYER_SKIP = 1.03
+"""What layer skip has to gain over n-grams alone, by the geometric mean of both classes: more than noise."""
 _AS_GOOD = 0.98
 
 
@@ -60,6 +62,34 @@ def decide(
     if min(grounded, forecast.grounded.speed) < LEAST_GROUNDED:
         return False, f"it would not pay: {found} (at least {LEAST_GROUNDED:.2f}x on grounded text is wanted)"
     return True, found
+
+
+def prefers_layer_skip(
+    is_equal: bool, skipping: tuple[SampleRun, ...], ngrams: tuple[SampleRun, ...], enabled: bool
+) -> tuple[bool, str]:
+    """Whether requests draft with layers left out (and n-grams where those match) instead of n-grams alone.
+
+    ``enabled`` tells whether n-grams alone pay: then layer skip has to be faster than they are, and otherwise
+    it has to pay itself.
+    """
+    if not is_equal:
+        return False, (
+            "layer skip is not the default: the graph that can leave layers out rounds otherwise than the "
+            "plain one, so that its text may be another"
+        )
+    speeds = [(measured_speed(skipping, side), measured_speed(ngrams, side)) for side in (True, False)]
+    (grounded, grounded_before), (plain, plain_before) = speeds
+    if grounded is None or plain is None or grounded_before is None or plain_before is None:
+        return False, "layer skip is not the default: the sample prompts gave nothing to measure"
+    found = (
+        f"grounded text {grounded:.2f}x of one-row decoding, {grounded_before:.2f}x with n-grams alone; open "
+        f"text {plain:.2f}x and {plain_before:.2f}x"
+    )
+    before = grounded_before * plain_before if enabled else 1.0
+    pays = plain >= LEAST_OPEN and grounded >= LEAST_GROUNDED
+    if pays and math.sqrt(grounded * plain / before) >= LEAST_LAYER_SKIP:
+        return True, f"layer skip is the default: {found}"
+    return False, f"layer skip is not the default, it does not pay: {found}"
 
 
 def _both(measured: float, predicted: float) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from onnxforge.compiler.draft_option import SKIP_GRAPH, has_draft
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.targets import CPU, Target
 from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, Speculation
@@ -74,15 +75,21 @@ def check_artifact(target: Target, task: str, shared_cache: bool) -> None:
 
 
 def unmeasured(target: Target) -> Speculation | None:
-    """What artifact.json says where nothing was measured: what was asked for, and nothing on ``auto``."""
-    if target.speculation is None:
+    """What artifact.json says where nothing was measured: what was asked for, and nothing on ``auto``.
+
+    Where the target makes a graph that can leave layers out, that is said in any case.
+    """
+    draft_graph = SKIP_GRAPH if has_draft(target) else None
+    if target.speculation:
+        return Speculation(
+            enabled=True,
+            max_draft_tokens=target.speculation,
+            draft_graph=draft_graph,
+            reason=f"asked for when it was compiled (--speculation {target.speculation}); neither that "
+            "drafts leave the text as it is nor that they pay was measured",
+        )
+    if target.speculation is None and draft_graph is None:
         return None
-    if target.speculation == 0:
-        off = "switched off when it was compiled (--speculation off)"
-        return Speculation(enabled=False, max_draft_tokens=0, min_rows=1, reason=off)
-    return Speculation(
-        enabled=True,
-        max_draft_tokens=target.speculation,
-        reason=f"asked for when it was compiled (--speculation {target.speculation}); neither that drafts "
-        "leave the text as it is nor that they pay was measured",
-    )
+    asked = target.speculation == 0
+    off = "switched off when it was compiled (--speculation off)" if asked else "nothing was measured"
+    return Speculation(False, 0, min_rows=1, draft_graph=draft_graph, reason=off)

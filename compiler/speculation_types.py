@@ -46,6 +46,22 @@ class Forecast:
 
 
 @dataclass(frozen=True)
+class LayerSkipReport:
+    """The same sample prompts, drafted for by the model itself without some of its layers."""
+
+    samples: tuple[SampleRun, ...]
+    is_equal: bool
+    """Whether the graph with the switch gives bit for bit the logits of the plain one while it is off."""
+    chosen: bool
+    reason: str
+    """Why requests go by it or not: a sentence for people."""
+
+    def measured(self, grounded: bool) -> float | None:
+        """Speed over one-row decoding on one class of sample prompts."""
+        return measured_speed(self.samples, grounded)
+
+
+@dataclass(frozen=True)
 class SpeculationReport:
     """Everything that led to the decision, and the decision."""
 
@@ -63,6 +79,8 @@ class SpeculationReport:
     """Why it is on or off: a sentence for people."""
     seconds: float
     """What all of this added to the compile."""
+    layer_skip: LayerSkipReport | None = None
+    """Where the artifact can draft for itself."""
 
     @property
     def forecast(self) -> Forecast | None:

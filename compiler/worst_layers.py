@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 from onnxforge.compiler.evidence import Evidence
+from onnxforge.passes.kept_float import STATIC_W8A8
 
 _NAMED = 3
 
@@ -25,7 +26,7 @@ def worst_layers(evidence: Evidence) -> str:
 
 
 def _sensitive(evidence: Evidence) -> str:
-    measures = sorted(evidence.ledger.measures(), key=lambda note: (-note.value, note.where))
+    measures = sorted(evidence.ledger.measures(STATIC_W8A8), key=lambda note: (-note.value, note.where))
     if not measures:
         return ""
     named = ", ".join(f"{note.where} ({note.value:.2g}, {note.reason})" for note in measures[:_NAMED])

@@ -2,6 +2,8 @@
 
 import onnx_ir as ir
 
+STATIC_W8A8 = "static W8A8"
+"""What measures of a node's sensitivity speak of."""
 _KEY = "onnxforge.kept_float"
 
 

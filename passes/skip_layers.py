@@ -15,6 +15,8 @@ from onnxforge.passes.matching import CONTRIB, input_at, is_op, only_use, rank
 from onnxforge.passes.residual_branches import ResidualBranch, residual_branches
 
 WHAT = "skippable branch"
+LAYER_SKIP = "layer skip"
+"""What measures of a set of branches speak of."""
 SKIP = "skip_layers"
 """Optional input, int64 [switches]: 1 leaves the branches of that switch out, 0 (the default) runs them."""
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
@@ -91,7 +93,7 @@ class SkipLayers(DerivingPass):
         if not self.branches:
             return [i for i, branch in enumerate(found) if _MARK in branch.join.meta]
         if self.branches == "all":
-            return [i for i, branch in enumerate(found) if not _obstacle(branch)]
+            return list(skippable(model.graph))
         words = self.branches.split("+")
         if not all(word.isdecimal() and int(word) < len(found) for word in words):
             raise PassRefused(
@@ -101,6 +103,11 @@ class SkipLayers(DerivingPass):
             if problem := _obstacle(found[number]):
                 raise PassRefused(f"{self.text()}: branch {number} cannot be left out: {problem}.")
         return sorted({int(word) for word in words})
+
+
+def skippable(graph: ir.Graph) -> tuple[int, ...]:
+    """The numbers of the residual branches that can be left out."""
+    return tuple(i for i, branch in enumerate(residual_branches(graph)) if not _obstacle(branch))
 
 
 def _obstacle(branch: ResidualBranch) -> str:

@@ -17,8 +17,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxforge.compiler import cli
+from onnxforge.compiler.draft_option import SKIP_GRAPH
 from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.runtimes import Decoder, Encoder, load
+from onnxforge.runtimes.artifact import read_manifest
 from onnxforge.runtimes.errors import RequestError
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
@@ -219,3 +221,21 @@ def test_interrupted(tmp_path: Path, folder: Callable[..., Path], sent: signal.S
     assert rest.splitlines()[-1] == f"{what}; nothing was changed at {tmp_path / 'out'}"
     assert "Traceback" not in rest
     assert os.listdir(tmp_path) == []
+
+
+def test_an_artifact_that_drafts_for_itself(folder: Callable[..., Path], tmp_path: Path):
+    """Searched, written beside the others on one weight file, checked, and loaded by who asks for it."""
+    settings = [f"--set=search-skipped.{name}" for name in ("tokens=24", "alone=4", "together=6")]
+    out = compiled(folder("llama"), tmp_path / "out", "cpu-fp32", "--draft", "layer-skip", *settings)
+    manifest = read_manifest(out)
+    assert [r.path for r in manifest.files if r.path.endswith("_data")] == ["onnx/model.onnx_data"]
+    assert manifest.speculation is not None
+    assert manifest.speculation.draft_graph == SKIP_GRAPH
+    with load(out, threads=1) as plain, load(out, threads=1, draft="layer-skip") as model:
+        assert isinstance(plain, Decoder)
+        assert isinstance(model, Decoder)
+        wanted = plain.generate([5, 6, 7], max_new_tokens=30, min_rows=2, max_draft_tokens=0, do_sample=False)
+        got = model.generate([5, 6, 7], max_new_tokens=30, do_sample=False)
+    assert got.token_ids == wanted.token_ids
+    assert got.stats.speculative is not None
+    assert got.stats.speculative.draft_forward_passes > 0

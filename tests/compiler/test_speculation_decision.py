@@ -6,7 +6,7 @@ import pytest
 
 from onnxforge.compiler.proof_speculation import as_default, complaint
 from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS
-from onnxforge.compiler.speculation_decision import LEAST_OPEN, best_length, decide
+from onnxforge.compiler.speculation_decision import LEAST_OPEN, best_length, decide, prefers_layer_skip
 from onnxforge.compiler.speculation_replay import KnownAnswer, forecasts, replay, runtime_curve
 from onnxforge.compiler.speculation_types import (
     ClassForecast,
@@ -122,6 +122,31 @@ def test_on_only_where_forecast_and_measurement_agree(grounded, plain, expected,
     enabled, reason = judged(grounded, plain, forecast=expected)
     assert enabled is on
     assert because in reason
+
+
+def runs(grounded: float, plain: float) -> tuple[SampleRun, ...]:
+    return (sample("g", True, 10.0, 10.0 * grounded), sample("o", False, 10.0, 10.0 * plain))
+
+
+@pytest.mark.parametrize(
+    ("skipping", "ngrams", "enabled", "chosen"),
+    [
+        ((2.3, 1.2), (2.0, 1.0), True, True),
+        ((2.0, 1.01), (2.0, 1.0), True, False),
+        ((3.0, LEAST_OPEN - 0.01), (2.0, 1.0), True, False),
+        ((1.2, 1.2), (1.0, 0.9), False, True),
+        ((1.02, 1.2), (1.0, 0.9), False, False),
+    ],
+)
+def test_layer_skip_has_to_beat_what_costs_nothing(skipping, ngrams, enabled, chosen):
+    found, reason = prefers_layer_skip(True, runs(*skipping), runs(*ngrams), enabled)
+    assert found is chosen
+    assert f"grounded text {skipping[0]:.2f}x" in reason
+
+
+def test_layer_skip_needs_equal_numbers_and_samples():
+    assert "rounds otherwise" in prefers_layer_skip(False, runs(9, 9), runs(1, 1), True)[1]
+    assert "nothing to measure" in prefers_layer_skip(True, (), runs(1, 1), True)[1]
 
 
 def test_what_was_asked_for_is_done_and_its_price_said():

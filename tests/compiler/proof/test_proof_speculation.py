@@ -4,20 +4,24 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 from matplotlib.figure import Figure
 
+from onnxforge.compiler.layer_skip_section import layer_skip_section
 from onnxforge.compiler.proof_speculation import as_default, measured, speculation
 from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS
 from onnxforge.compiler.speculation_section import draw_speculation, speculation_section
 from onnxforge.compiler.speed import MeasurementFailed
 from onnxforge.compiler.step_costs import MOST_ROWS
-from onnxforge.runtimes import load
+from onnxforge.passes.notes import Note, NoteKind
+from onnxforge.passes.skip_layers import SkipLayers
+from onnxforge.runtimes import Speculation, load
 from onnxforge.runtimes.artifact import read_manifest, write_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "runtimes"))
 
-from tiny_artifacts import PLAIN, SHARED, write_decoder
+from tiny_artifacts import PLAIN, SHARED, seal, write_decoder
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +107,28 @@ def test_what_cannot_or_shall_not_draft_is_left_alone(folder, tmp_path):
 def test_a_process_that_dies_says_what_to_do(folder, tmp_path):
     with pytest.raises(MeasurementFailed, match="--speculation off"):
         measured(tmp_path / "nothing here", None)
+
+
+def test_layer_skip_is_measured_on_the_same_prompts(tmp_path):
+    folder = write_decoder(tmp_path / "skipping", dataclasses.replace(SHARED, context=1024))
+    model = ir.load(folder / "onnx" / "model.onnx")
+    ir.save(SkipLayers(branches="0")(model).model, folder / SkipLayers.file)
+    brought = Speculation(False, 0, min_rows=1, draft_graph=SkipLayers.file)
+    seal(folder, speculation=brought, context_length=1024)
+    found = measured(folder, None)
+    assert found.layer_skip is not None
+    assert found.layer_skip.is_equal
+    assert [run.name for run in found.layer_skip.samples] == [run.name for run in found.samples]
+    assert sum(run.drafted for run in found.layer_skip.samples) > 0
+    assert "layer skip is" in found.reason
+    default = as_default(found, SkipLayers.file)
+    assert default is not None
+    assert (default.drafter == "layer-skip") is found.layer_skip.chosen
+    page = layer_skip_section([note("0", 0.5, "chosen: reads 0.9"), note("1", 0.9, "reads 0.8")], found)
+    assert page.index("`0`") < page.index("`1`")
+    assert "1 sets" not in page
+    assert layer_skip_section([], None) == ""
+
+
+def note(where: str, value: float, reason: str) -> Note:
+    return Note(NoteKind.MEASURED, "layer skip", where, reason, value)

@@ -1,0 +1,43 @@
+"""``--draft layer-skip``: what it does to a target."""
+
+from dataclasses import replace
+
+from onnxforge.compiler.errors import RequestRefused
+from onnxforge.compiler.targets import CPU, Target
+from onnxforge.runtimes.speculation import LAYER_SKIP
+
+SKIP_PASS, SKIP_GRAPH = "skip-layers", "onnx/model_skip.onnx"
+"""The pass, and what it writes."""
+_SEARCH = "search-skipped"
+_LOOP = "add-speculative-loop"
+_ATTENTION = "fuse-attention"
+
+
+def with_draft(target: Target, text: str) -> Target:
+    """``target`` with a graph that can leave layers out: those of ``layer-skip=10+12``, or of a search.
+
+    Raises:
+        RequestRefused: ``text`` is no way to draft, or ``target`` has no cache that drafts can share.
+    """
+    kind, _, branches = text.partition("=")
+    if kind != LAYER_SKIP or ("=" in text and not branches):
+        raise RequestRefused(
+            f"--draft {text}: write {LAYER_SKIP} (a search chooses what drafts leave out) or "
+            f"{LAYER_SKIP}=10+12 (the numbers of residual branches, in the graph's order). A draft model of "
+            "its own is compiled by itself and named when requests are made: `run --draft DIR`."
+        )
+    names = [passed.split("{")[0] for passed in target.passes]
+    if target.provider != CPU or _ATTENTION not in names:
+        raise RequestRefused(
+            f"--draft {text}: target `{target.name}` cannot share its cache with a draft. That takes the "
+            f"GroupQueryAttention of a pass `{_ATTENTION}`, on the CPU."
+        )
+    kept = [p for p, name in zip(target.passes, names, strict=True) if name not in (SKIP_PASS, _SEARCH)]
+    at = next((i for i, passed in enumerate(kept) if passed.split("{")[0] == _LOOP), len(kept))
+    steps = (f"{SKIP_PASS}{{branches={branches}}}",) if branches else (_SEARCH, SKIP_PASS)
+    return replace(target, passes=(*kept[:at], *steps, *kept[at:]))
+
+
+def has_draft(target: Target) -> bool:
+    """Whether artifacts of ``target`` come with a graph that can leave layers out."""
+    return any(passed.split("{")[0] == SKIP_PASS for passed in target.passes)
