@@ -15,7 +15,7 @@ from onnxforge.compiler.observe import Ledger, PassRecord, graph_stats, run_deri
 from onnxforge.compiler.progress import Progress, Silent, describe
 from onnxforge.compiler.save import save_model, weight_bytes
 from onnxforge.compiler.sidecars import sidecars
-from onnxforge.compiler.speculation_option import unmeasured
+from onnxforge.compiler.speculation_option import undecided
 from onnxforge.compiler.targets import Target
 from onnxforge.compiler.text_io_option import attach_text
 from onnxforge.models.source import Source
@@ -81,8 +81,7 @@ def build(
     manifest = manifest_for(
         folder, source=source, facts=facts, target=target, task=task, context_length=context_length, name=name
     )
-    if derived:
-        manifest = replace(manifest, speculation=unmeasured(target))
+    manifest = replace(manifest, speculation=undecided(target))
     write_manifest(folder, manifest)
     failpoint("after-manifest")
     return Built(model, Ledger((*ledger.records, *derivations.records)), manifest)

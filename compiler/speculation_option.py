@@ -74,22 +74,26 @@ def check_artifact(target: Target, task: str, shared_cache: bool) -> None:
         )
 
 
-def unmeasured(target: Target) -> Speculation | None:
-    """What artifact.json says where nothing was measured: what was asked for, and nothing on ``auto``.
-
-    Where the target makes a graph that can leave layers out, that is said in any case.
-    """
-    draft_graph = SKIP_GRAPH if has_draft(target) else None
-    if target.speculation:
-        return Speculation(
-            enabled=True,
-            max_draft_tokens=target.speculation,
-            draft_graph=draft_graph,
-            reason=f"asked for when it was compiled (--speculation {target.speculation}); neither that "
-            "drafts leave the text as it is nor that they pay was measured",
-        )
-    if target.speculation is None and draft_graph is None:
+def undecided(target: Target) -> Speculation | None:
+    """What an artifact says of speculation before it was proven: nothing drafts, and where the graph is that
+    can leave layers out."""
+    if not has_draft(target):
         return None
-    asked = target.speculation == 0
-    off = "switched off when it was compiled (--speculation off)" if asked else "nothing was measured"
-    return Speculation(False, 0, min_rows=1, draft_graph=draft_graph, reason=off)
+    return Speculation(False, 0, min_rows=1, draft_graph=SKIP_GRAPH, reason="nothing was measured")
+
+
+def unmeasured(target: Target) -> Speculation | None:
+    """What artifact.json says where nothing was measured: what was asked for, and no more on ``auto``."""
+    draft_graph = SKIP_GRAPH if has_draft(target) else None
+    if target.speculation is None:
+        return undecided(target)
+    if target.speculation == 0:
+        off = "switched off when it was compiled (--speculation off)"
+        return Speculation(False, 0, min_rows=1, draft_graph=draft_graph, reason=off)
+    return Speculation(
+        enabled=True,
+        max_draft_tokens=target.speculation,
+        draft_graph=draft_graph,
+        reason=f"asked for when it was compiled (--speculation {target.speculation}); neither that drafts "
+        "leave the text as it is nor that they pay was measured",
+    )
