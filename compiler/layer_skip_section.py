@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.speculation_types import LayerSkipReport, SpeculationReport
 from onnxforge.passes.notes import Note
+from onnxforge.passes.skip_layers import CHOSEN
 
 _SHOWN = 12
 
@@ -39,11 +40,16 @@ def _sets(measures: Sequence[Note]) -> str:
     """The sets of a search, best first, as they were compared."""
     if not measures:
         return ""
-    ranked = sorted(measures, key=lambda note: (not note.reason.startswith("chosen"), -note.value))
-    rows = [(f"`{note.where}`", f"{note.value:.3f}", note.reason) for note in ranked[:_SHOWN]]
+    ranked = sorted(measures, key=lambda note: (note.reason != CHOSEN, -note.value))
+    rows = [_row(note) for note in ranked[:_SHOWN]]
     head = (
         f"Branches left out together (numbered in the graph's order), and how often the model then still "
         f"chooses the same token; {len(measures)} sets were tried, all are in report.json. Speeds are "
         "expected ones, by the bytes of the weights.\n\n"
     )
-    return head + table(("left out", "agrees", "outcome"), rows, right=(1,))
+    return head + table(("left out", "", "agrees", ""), rows, right=(2,))
+
+
+def _row(note: Note) -> tuple[str, ...]:
+    branches, _, promise = note.where.partition(": ")
+    return f"`{branches}`", promise, f"{note.value:.3f}", note.reason

@@ -13,7 +13,7 @@ from onnxforge.compiler.skipping_session import SkippingSession, skipping_sessio
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.residual_branches import ResidualBranch, residual_branches
-from onnxforge.passes.skip_layers import LAYER_SKIP, SkipLayers, mark_skipped, skippable
+from onnxforge.passes.skip_layers import CHOSEN, LAYER_SKIP, SkipLayers, mark_skipped, skippable
 
 _MOST_GUESSES = 8
 _ROUNDS = 6
@@ -74,7 +74,8 @@ class SearchSkipped(GraphPass):
         best = max(found, key=lambda skipped: (found[skipped].speed, -len(skipped)))
         for skipped, trial in found.items():
             name = "+".join(str(numbers[i]) for i in skipped)
-            notes.measured(LAYER_SKIP, name, trial.agreement, _outcome(trial, skipped == best))
+            outcome = CHOSEN if skipped == best else "tried"
+            notes.measured(LAYER_SKIP, f"{name}: {_promise(trial)}", trial.agreement, outcome)
         for i in best:
             mark_skipped(branches[numbers[i]].join, f"agreement {found[best].agreement:.2f}")
         return ir.passes.PassResult(model, modified=False)
@@ -91,11 +92,9 @@ class _Trial:
     """Expected, over plain decoding."""
 
 
-def _outcome(trial: _Trial, best: bool) -> str:
-    return (
-        f"{'chosen: ' if best else ''}reads {trial.cost:.2f} of the weights, {trial.speed:.2f}x expected "
-        f"with {trial.guesses} {'guess' if trial.guesses == 1 else 'guesses'} a step"
-    )
+def _promise(trial: _Trial) -> str:
+    guesses = f"{trial.guesses} {'guess' if trial.guesses == 1 else 'guesses'}"
+    return f"reads {trial.cost:.2f} of the weights, {trial.speed:.2f}x expected with {guesses} a step"
 
 
 class _Weights:

@@ -15,8 +15,8 @@ from onnxforge.passes.matching import CONTRIB, input_at, is_op, only_use, rank
 from onnxforge.passes.residual_branches import ResidualBranch, residual_branches
 
 WHAT = "skippable branch"
-LAYER_SKIP = "layer skip"
-"""What measures of a set of branches speak of."""
+LAYER_SKIP, CHOSEN = "layer skip", "chosen"
+"""What measures of a set of branches speak of, and the outcome of the one that is taken."""
 SKIP = "skip_layers"
 """Optional input, int64 [switches]: 1 leaves the branches of that switch out, 0 (the default) runs them."""
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})

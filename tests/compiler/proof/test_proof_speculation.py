@@ -124,9 +124,11 @@ def test_layer_skip_is_measured_on_the_same_prompts(tmp_path):
     default = as_default(found, SkipLayers.file)
     assert default is not None
     assert (default.drafter == "layer-skip") is found.layer_skip.chosen
-    page = layer_skip_section([note("0", 0.5, "chosen: reads 0.9"), note("1", 0.9, "reads 0.8")], found)
+    page = layer_skip_section(
+        [note("0: reads 0.9", 0.5, "chosen"), note("1: reads 0.8", 0.9, "tried")], found
+    )
     assert page.index("`0`") < page.index("`1`")
-    assert "1 sets" not in page
+    assert "2 sets were tried" in page
     assert layer_skip_section([], None) == ""
 
 
