@@ -9,7 +9,7 @@ from onnxforge.runtimes.speculation import LAYER_SKIP
 SKIP_PASS, SKIP_GRAPH = "skip-layers", "onnx/model_skip.onnx"
 """The pass, and what it writes."""
 _SEARCH = "search-skipped"
-_LOOP = "add-speculative-loop"
+_LOOP, _MARKED = "add-speculative-loop", "marked"
 _ATTENTION = "fuse-attention"
 
 
@@ -35,7 +35,8 @@ def with_draft(target: Target, text: str) -> Target:
     kept = [p for p, name in zip(target.passes, names, strict=True) if name not in (SKIP_PASS, _SEARCH)]
     at = next((i for i, passed in enumerate(kept) if passed.split("{")[0] == _LOOP), len(kept))
     steps = (f"{SKIP_PASS}{{branches={branches}}}",) if branches else (_SEARCH, SKIP_PASS)
-    return replace(target, passes=(*kept[:at], *steps, *kept[at:]))
+    loop = (f"{_LOOP}{{branches={branches or _MARKED}}}",) if at < len(kept) else ()
+    return replace(target, passes=(*kept[:at], *steps, *loop, *kept[at + 1 :]))
 
 
 def has_draft(target: Target) -> bool:

@@ -17,6 +17,9 @@ from onnxforge.passes.graph_text import splice
 from onnxforge.passes.limit_logits import LOGITS_TO_KEEP
 from onnxforge.passes.matching import CONTRIB, is_op
 from onnxforge.passes.sampling_text import CHOOSE
+from onnxforge.passes.skip_layers import SKIP as SKIP_LAYERS
+from onnxforge.passes.skip_layers import SkipLayers
+from onnxforge.passes.skipping_text import COLLECT, SKIP, SKIP_READS
 
 WHAT = "speculative loop"
 _PAST = re.compile(r"past_key_values\.(\d+\.(?:key|value))")
@@ -30,6 +33,10 @@ _OPTIONS = {
     "seed": (ir.DataType.INT64, 0),
 }
 """Optional inputs and defaults: transformers' own, but for a temperature of 0, which takes the likeliest."""
+_MOST_SKIPPING = ("max_layer_skip_tokens", ir.DataType.INT64, 0)
+MARKED = "marked"
+_CHOOSE_READS = ("need", "drawing", "tokens", "answer_places")
+_ACCEPT_READS = ("none", "limit", "end", "guess", "places", "drafted", "reading")
 _SMALL = 8
 _CHUNK, _QUANTIZED_CHUNK = 2048, 512
 """Prompt tokens that one run reads, of a float and an int8 cache, as in runtimes/prompt_chunk.py."""
@@ -67,14 +74,23 @@ class AddSpeculativeLoop(DerivingPass):
     At a ``temperature`` above its default of 0 tokens are drawn, by one number per place and ``seed``: again
     those of plain decoding, whatever is drafted. The defaults of ``top_k`` and ``top_p`` are transformers'.
 
-    Source: prompt lookup decoding (Saxena 2023), greedy verification of Leviathan et al. 2023 (2211.17192).
+    With ``branches`` the graph can leave those out, as ``skip-layers`` has it, and takes one optional input
+    more, ``max_layer_skip_tokens``: where n-grams are not sure, the model guesses so many tokens itself, each
+    in an iteration with layers left out, before it verifies them. 0, the default, leaves that out.
+
+    Source: prompt lookup decoding (Saxena 2023), greedy verification of Leviathan et al. 2023 (2211.17192),
+    drafting with layers left out of Zhang et al. 2023 (2309.08168).
     """
 
     file: ClassVar[str] = "onnx/model_spec.onnx"
     summary: ClassVar[str] = "a second graph that generates in one run, with n-gram speculation in a Loop"
 
+    branches: str = ""
+    """Numbers of residual branches, as in ``skip-layers``, or ``marked`` for those of a search; empty:
+    none."""
+
     def requires(self, model: ir.Model) -> None:
-        """Refuse a graph that cannot step over a shared cache.
+        """Refuse a graph that cannot step over a shared cache, or whose branches cannot be left out.
 
         Raises:
             PassRefused: an encoder, an input that a loop cannot feed, or a cache that is not
@@ -101,16 +117,21 @@ class AddSpeculativeLoop(DerivingPass):
                     "GroupQueryAttention. See the ledger of fuse-attention for why this layer was not fused, "
                     "or leave this pass out with `--without add-speculative-loop`."
                 )
+        if self.branches:
+            self._skipping().requires(model)
         if _CONTEXT not in model.metadata_props:
             raise PassRefused(f"{self.text()}: the model does not say how long its context is ({_CONTEXT}).")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Build the second model; ``model`` is only read."""
-        derived = model.clone()
+        derived = self._skipping()(model).model if self.branches else model.clone()
         _Generator(derived).build(int(model.metadata_props[_CONTEXT]))
         common.NameFixPass()(derived)
         notes.match(WHAT, self.file)
         return ir.passes.PassResult(derived, modified=True)
+
+    def _skipping(self) -> SkipLayers:
+        return SkipLayers(branches="" if self.branches == MARKED else self.branches)
 
 
 class _Generator:
@@ -125,15 +146,18 @@ class _Generator:
         self._past = [value for name, value in inputs.items() if _PAST.fullmatch(name)]
         self._present = [outputs[_PAST.sub(r"present.\1", value.name or "")] for value in self._past]
         self._fed = {name: inputs[name] for name in _KNOWN if name in inputs}
+        self._skip = inputs.get(SKIP_LAYERS)
 
     def build(self, context: int) -> None:
         """Rewrite the graph."""
         graph = self._graph
-        decoder = _depending_on([*self._fed.values(), *self._past])
+        fed = [*self._fed.values(), *self._past, *([self._skip] if self._skip is not None else [])]
+        decoder = _depending_on(fed)
         graph.remove(decoder)
         graph.inputs.clear()
         graph.outputs.clear()
-        graph.initializers.pop(LOGITS_TO_KEEP, None)
+        for name in (LOGITS_TO_KEEP, SKIP_LAYERS):
+            graph.initializers.pop(name, None)
         ids = _value("input_ids", _INT64, [1, "sequence_length"])
         new_tokens, drafts = (_value(name, _INT64, []) for name in ("max_new_tokens", "max_draft_tokens"))
         eos = _value("eos_token_id", _INT64, ["num_eos_tokens"])
@@ -145,8 +169,11 @@ class _Generator:
         choice = [self._option(name, *value) for name, value in _OPTIONS.items()]
         asked = [ids, new_tokens, drafts, longest, choice[0]]
         state, going, room = self._add(graph, text.BEGIN, asked, "begin")
+        carried = [state]
+        if self._skip is not None:
+            carried.append(add_array(graph, "loop/no_guesses", np.empty(0, np.int64)))
         body = self._body(decoder, chunk, [eos, *choice])
-        carried = [state, *self._zeros(room)]
+        carried += self._zeros(room)
         loop = ir.Node(
             "", "Loop", [None, going, *carried], [ir.AttrGraph("body", body)], num_outputs=len(carried)
         )
@@ -167,25 +194,32 @@ class _Generator:
     def _body(self, decoder: Sequence[ir.Node], chunk: ir.Value, choice: Sequence[ir.Value]) -> ir.Graph:
         """One run of the decoder and what it changes: the numbers and tokens of ``state``, and the cache."""
         turn, go = _value("loop/turn", _INT64, []), _value("loop/go", _BOOL, [])
-        state = _value("loop/state", _INT64, ["numbers_and_tokens"])
-        body = ir.Graph([turn, go, state, *self._past], [], nodes=[], name="step")
-        drafted = self._add(body, text.DRAFT, [state, self._past[0], chunk], "draft")
-        *fed, need, tokens, numbers, none, limit, end, guess, places, answers, count, reading, drawing = (
-            drafted
-        )
-        for name, value in zip(_KNOWN, fed, strict=True):
+        carried = [_value("loop/state", _INT64, ["numbers_and_tokens"])]
+        if self._skip is not None:
+            carried.append(_value("loop/guessed", _INT64, ["guesses"]))
+        body = ir.Graph([turn, go, *carried, *self._past], [], nodes=[], name="step")
+        step = _named(self._add(body, text.DRAFT, [carried[0], self._past[0], chunk], "draft"))
+        if self._skip is not None:
+            most = self._option(*_MOST_SKIPPING)
+            given = [*(step[name] for name in SKIP_READS), carried[1], most]
+            step |= _named(self._add(body, SKIP, given, "skip"))
+            self._skip.replace_all_uses_with(step["skip"])
+        for name in _KNOWN:
             if name in self._fed:
-                self._fed[name].replace_all_uses_with(value)
+                self._fed[name].replace_all_uses_with(step["keep" if name == LOGITS_TO_KEEP else name])
         body.extend(decoder)
         _take_in_small_integers(body, decoder)
-        (seen,) = self._add(body, CHOOSE, [self._logits, need, drawing, tokens, answers, *choice], "choose")
-        known = [tokens, numbers, seen, none, limit, end, guess, places, count, reading]
-        going, after = self._add(body, text.ACCEPT, known, "accept")
+        read = [self._logits, *(step[name] for name in _CHOOSE_READS), *choice]
+        (seen,) = self._add(body, CHOOSE, read, "choose")
+        known = [step["tokens"], step["numbers"], seen, *(step[name] for name in _ACCEPT_READS)]
+        going, *after = self._add(body, text.ACCEPT, known, "accept")
+        if self._skip is not None:
+            after += self._add(body, COLLECT, [carried[1], seen, step["guessing"]], "collect")
         for value in (*self._past, *self._present):
             assert value.shape is not None
             # True names only: ONNX Runtime plans memory by them. The whole buffer goes in and comes out.
             value.shape = ir.Shape([1, value.shape[1], "capacity", value.shape[3]])
-        body.outputs.extend([going, after, *self._present])
+        body.outputs.extend([going, *after, *self._present])
         return body
 
     def _option(self, name: str, dtype: ir.DataType, default: float) -> ir.Value:
@@ -218,6 +252,11 @@ class _Generator:
         nodes, outputs = splice(piece, inputs, f"loop/{prefix}", self._opset)
         graph.extend(nodes)
         return outputs
+
+
+def _named(values: Sequence[ir.Value]) -> dict[str, ir.Value]:
+    """Values of a spliced text by the names that they have there."""
+    return {(value.name or "").rsplit("/", 1)[-1]: value for value in values}
 
 
 def _depending_on(sources: Iterable[ir.Value]) -> list[ir.Node]:

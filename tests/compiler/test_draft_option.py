@@ -9,20 +9,23 @@ from onnxforge.compiler.draft_option import SKIP_GRAPH, SKIP_PASS, has_draft, wi
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.speculation_option import unmeasured, with_speculation
 from onnxforge.compiler.target_file import find_target
+from onnxforge.passes.add_speculative_loop import MARKED
 from onnxforge.passes.skip_layers import SkipLayers
 
 
 def test_the_names_are_those_of_the_pass():
     assert (SkipLayers.pass_name(), SkipLayers.file) == (SKIP_PASS, SKIP_GRAPH)
+    assert MARKED in with_draft(find_target("cpu-int8"), "layer-skip").passes[-1]
 
 
 def test_a_search_comes_before_the_loop_and_numbers_replace_it():
     target = find_target("cpu-int8")
     assert not has_draft(target)
     searched = with_draft(target, "layer-skip")
-    assert searched.passes[-3:] == ("search-skipped", "skip-layers", "add-speculative-loop")
+    loop = "add-speculative-loop{branches=marked}"
+    assert searched.passes[-3:] == ("search-skipped", "skip-layers", loop)
     told = with_draft(searched, "layer-skip=5+6")
-    assert told.passes[-2:] == ("skip-layers{branches=5+6}", "add-speculative-loop")
+    assert told.passes[-2:] == ("skip-layers{branches=5+6}", "add-speculative-loop{branches=5+6}")
     assert has_draft(told)
     assert len(told.passes) == len(target.passes) + 1
 

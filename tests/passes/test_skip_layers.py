@@ -1,22 +1,16 @@
 """`skip-layers`: the plain numbers while the switch is off, and the branches really left out when it is
 on."""
 
-from collections.abc import Callable
-from functools import cache
-
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
+from loop_runs import CONTEXT, INT8, session
 
 from onnxforge.compiler import pipeline
-from onnxforge.compiler.targets import TARGETS
-from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.base import PassRefused
 from onnxforge.passes.residual_branches import residual_branches
 from onnxforge.passes.skip_layers import SKIP, SkipLayers, mark_skipped
 
-FUSED = tuple(text for text in TARGETS[0].passes if text != "add-speculative-loop")
-INT8 = "quantize-weights{bits=8,block_size=32,accuracy_level=4}"
 FAMILIES = {
     "llama": 2,
     "qwen2": 2,
@@ -29,31 +23,13 @@ FAMILIES = {
     "stablelm": 2,
 }
 """Branches of a layer: those that compute attention and MLP side by side have one."""
-CONTEXT = 64
-
-
-@pytest.fixture(scope="session")
-def fused(tiny_export: Callable[..., ir.Model]) -> Callable[..., ir.Model]:
-    @cache
-    def make(family: str, *steps: str) -> ir.Model:
-        model = tiny_export(family)
-        for step in pipeline.parse((*FUSED[:-1], *steps, FUSED[-1])):
-            assert isinstance(step, GraphPass)
-            step(model)
-        return model
-
-    return lambda *args: make(*args).clone()
 
 
 class Stepper:
     """Runs a graph over a cache of its own, as the runtime does."""
 
     def __init__(self, model: ir.Model) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        data = ir.to_proto(model).SerializeToString()
-        self._session = ort.InferenceSession(data, options, ["CPUExecutionProvider"])
+        self._session = session(model)
         self._inputs = {item.name for item in self._session.get_inputs()}
         self.cache = {
             v.name: np.zeros((1, v.shape[1], CONTEXT, v.shape[3]), np.float32)
