@@ -13,7 +13,7 @@ from onnxforge.compiler.skipping_session import SkippingSession, skipping_sessio
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.residual_branches import ResidualBranch, residual_branches
-from onnxforge.passes.skip_layers import CHOSEN, LAYER_SKIP, SkipLayers, mark_skipped, skippable
+from onnxforge.passes.skip_layers import CHOSEN, LAYER_SKIP, mark_skipped, skippable
 
 _MOST_GUESSES = 8
 _ROUNDS = 6
@@ -58,9 +58,8 @@ class SearchSkipped(GraphPass):
             raise PassRefused(f"{self.text()}: only a decoder drafts, and this is none. Leave the step out.")
         if not (0 < self.alone <= self.tokens and 0 < self.together <= self.tokens and self.samples > 0):
             raise PassRefused(f"{self.text()}: needs 1 sample and 1 to {self.tokens} places of it.")
-        SkipLayers().requires(model)
         if not skippable(model.graph):
-            raise PassRefused(f"{self.text()}: none of the residual branches of this graph can be left out.")
+            raise PassRefused(f"{self.text()}: no residual branch of this graph can be left out.")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Mark the Adds; see :func:`onnxforge.passes.skip_layers.mark_skipped`."""

@@ -68,8 +68,8 @@ class SkipLayers(DerivingPass):
         """Refuse what cannot be left out.
 
         Raises:
-            PassRefused: a branch that is not there, or that mixes what has a row per token from elsewhere; a
-                graph whose residual stream was not found.
+            PassRefused: a branch that is not there, or that mixes what has a row per token from elsewhere; no
+                branch at all; a graph whose residual stream was not found.
         """
         self._chosen(model)
 
@@ -77,10 +77,9 @@ class SkipLayers(DerivingPass):
         """Build the second model; ``model`` is only read."""
         chosen = self._chosen(model)
         derived = model.clone()
-        if chosen:
-            found = residual_branches(derived.graph)
-            _Skipping(derived.graph, len(chosen) if self.separately else 1).add([found[i] for i in chosen])
-            common.NameFixPass()(derived)
+        found = residual_branches(derived.graph)
+        _Skipping(derived.graph, len(chosen) if self.separately else 1).add([found[i] for i in chosen])
+        common.NameFixPass()(derived)
         return ir.passes.PassResult(derived, modified=True)
 
     def _chosen(self, model: ir.Model) -> list[int]:
@@ -91,7 +90,13 @@ class SkipLayers(DerivingPass):
                 "the layers of this graph cannot be told apart."
             )
         if not self.branches:
-            return [i for i, branch in enumerate(found) if _MARK in branch.join.meta]
+            marked = [i for i, branch in enumerate(found) if _MARK in branch.join.meta]
+            if not marked:
+                raise PassRefused(
+                    f"{self.text()}: no branch is marked. Run search-skipped before it, or name branches: "
+                    f"{self.pass_name()}{{branches=10+12}}."
+                )
+            return marked
         if self.branches == "all":
             return list(skippable(model.graph))
         words = self.branches.split("+")

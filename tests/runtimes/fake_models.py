@@ -33,6 +33,23 @@ class TableState:
         del self.text[len(self.text) - count :]
 
 
+class SkimState(TableState):
+    """One that can leave layers out, which then speaks from another table."""
+
+    def __init__(self, table, skimming):
+        super().__init__(table)
+        self.skimming = skimming
+
+    @property
+    def lengths(self):
+        return np.array([len(self.text)])
+
+    def skim(self, token):
+        row = self.skimming[len(self.text) % len(self.skimming), token]
+        self.text.append(int(token))
+        return row.copy()
+
+
 class Scripted:
     """A `Drafter` that proposes what a function of the text and the number wanted says."""
 

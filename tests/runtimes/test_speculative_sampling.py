@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from fake_models import Scripted, TableState, Whole, speculate
+from fake_models import Scripted, SkimState, TableState, Whole, speculate
 
 from onnxforge.runtimes import GenerationOptions
 from onnxforge.runtimes.distribution import Distribution
 from onnxforge.runtimes.drafter import Draft
+from onnxforge.runtimes.layer_skip_drafter import LayerSkipDrafter
 from onnxforge.runtimes.model_drafter import ModelDrafter
 from onnxforge.runtimes.sampling import Sampler
 
@@ -37,7 +38,7 @@ def expected(options):
     return found
 
 
-def drafter(kind, options, seed):
+def drafter(kind, options, seed, state=None):
     rng = np.random.default_rng(seed)
     if kind == "certain":
         return Scripted(
@@ -46,8 +47,10 @@ def drafter(kind, options, seed):
     if kind == "random":
         return Scripted(lambda _, count: rng.integers(0, SIZE, count).tolist())
     tables = {"itself": MODEL, "good": MODEL + 0.5 * table(1), "adversarial": -2 * MODEL}
-    assistant = GenerationOptions(**{**options_of(options), "seed": seed})
-    return ModelDrafter(TableState(tables[kind]), 10**6, SIZE, Sampler(assistant, (), drafts=True), ())
+    sampler = Sampler(GenerationOptions(**{**options_of(options), "seed": seed}), (), drafts=True)
+    if kind == "layer skip":
+        return LayerSkipDrafter(state, 10**6, SIZE, sampler, ())
+    return ModelDrafter(TableState(tables[kind]), 10**6, SIZE, sampler, ())
 
 
 def options_of(options):
@@ -58,7 +61,7 @@ def options_of(options):
 CASES = [{"top_k": 0}, {"temperature": 0.8, "top_p": 0.97, "repetition_penalty": 5.0}]
 TOP_K = {"top_k": 2, "temperature": 1.5, "repetition_penalty": 1.6}
 RUNS = [
-    *((case, kind, "all") for case in CASES for kind in ("certain", "good", "adversarial")),
+    *((case, kind, "all") for case in CASES for kind in ("certain", "good", "adversarial", "layer skip")),
     (TOP_K, "random", "all"),
     (TOP_K, "good", "all"),
     (CASES[0], "itself", "adaptive"),
@@ -73,11 +76,12 @@ def test_answers_follow_the_models_distribution(case, kind, length):
     accepted = 0
     for seed in range(DRAWS):
         options = GenerationOptions(do_sample=True, seed=seed, **case)
+        state = SkimState(MODEL, MODEL + 0.5 * table(1))
         loop, answer = speculate(
-            TableState(MODEL),
+            state,
             PROMPT,
             options,
-            drafter(kind, options, seed + DRAWS),
+            drafter(kind, options, seed + DRAWS, state),
             NEW,
             length=Whole(3) if length == "all" else None,
         )
