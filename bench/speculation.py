@@ -313,9 +313,9 @@ def report(
 
 
 def samples(runs: Runs) -> dict:
-    """Every number behind one cell; the tokens of the first answer only, since greedy ones do not change."""
+    """Every number behind one cell, and how many tokens the first answer has: greedy ones do not change."""
     numbers = ("first", "rest", "drafted", "accepted", "steps")
-    return {"ids": runs.answers[0]["ids"], **{n: [a[n] for a in runs.answers] for n in numbers}}
+    return {"tokens": len(runs.answers[0]["ids"]), **{n: [a[n] for a in runs.answers] for n in numbers}}
 
 
 def aims(rates: dict[str, dict[str, float]], best: dict[str, float]) -> dict[str, str]:

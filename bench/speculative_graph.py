@@ -46,7 +46,8 @@ def host(model: Decoder) -> Generate:
         steps, accepted = 1, 0
         while len(tokens) < limit:
             match, _ = guesses(tokens, 0)
-            count = min(wish if match >= 2 else min(1, wish), limit - len(tokens) - 1, len(tokens))
+            trusted = (1, 1, 3, max(wish, 7))[match]
+            count = min(trusted, drafts, limit - len(tokens) - 1, len(tokens))
             fed = guesses(tokens, max(count, 1))[1]
             best = state.step(np.array([[tokens[-1], *fed]], np.int64))[0].argmax(axis=-1).tolist()
             hits = next((i for i in range(count) if best[i] != fed[i]), count)

@@ -65,7 +65,9 @@ draft (int64[M] state, float[1,H,C,D] past, int64[1] chunk)
   two = Constant<value_ints=[2]>()
   three = Constant<value_ints=[3]>()
   four = Constant<value_ints=[4]>()
+  five = Constant<value_ints=[5]>()
   six = Constant<value_ints=[6]>()
+  usual = Constant<value_ints=[7]>()
   head = Constant<value_ints=[7]>()
   last_one = Constant<value_ints=[-1]>()
   last_two = Constant<value_ints=[-2]>()
@@ -82,6 +84,7 @@ draft (int64[M] state, float[1,H,C,D] past, int64[1] chunk)
   tokens = Slice(held, head, infinity)
   base = Gather<axis=0>(numbers, three)
   wish = Gather<axis=0>(numbers, four)
+  most = Gather<axis=0>(numbers, five)
   mode = Gather<axis=0>(numbers, six)
   drawing = Greater(mode, zero)
   length = Shape(tokens)
@@ -116,9 +119,12 @@ draft (int64[M] state, float[1,H,C,D] past, int64[1] chunk)
   period = Sub(length, best)
 
   long = Cast<to=7>(match_length)
+  whole = GreaterOrEqual(long, three)
   solid = GreaterOrEqual(long, two)
-  trusted = Where(solid, wish, one)
-  willing = Min(trusted, wish)
+  eager = Max(wish, usual)
+  hopeful = Where(solid, three, one)
+  trusted = Where(whole, eager, hopeful)
+  willing = Min(trusted, most)
   budget = Sub(limit, length)
   behind = Sub(budget, one)
   allowed = Min(willing, behind, length)
@@ -164,11 +170,12 @@ draft (int64[M] state, float[1,H,C,D] past, int64[1] chunk)
 """What the decoder reads: unread tokens and guesses at what follows them.
 
 The guess is the text behind the latest of the longest matches (up to three tokens) of its own end, repeated
-with that period; without a match the last token, again. A match of one token is good for one guess only, and
-no guess is longer than the text. Drafting starts when the prompt is read. Every run reads an even number of
-rows, and its head as many: a row left alone rounds differently in several kernels
-(docs/decisions/0016-exact-speculation.md). So a guess may be fed without being drafted. ``-1`` stands before
-the text, so that no axis is ever empty, and ``line`` is as long as any guess and its answers.
+with that period; without a match the last token, again. A match of one token is good for one guess, of two
+for three, of three for seven, or for more where the last ones were all right; and no guess is longer than the
+text. Drafting starts when the prompt is read. Every run reads an even number of rows, and its head as many: a
+row left alone rounds differently in several kernels (docs/decisions/0016-exact-speculation.md). So a guess
+may be fed without being drafted. ``-1`` stands before the text, so that no axis is ever empty, and ``line``
+is as long as any guess and its answers.
 """
 
 ACCEPT = """
