@@ -8,6 +8,8 @@ from onnxforge.compiler.targets import CPU, CUDA, TENSORRT, Target
 from onnxforge.models.source import Source
 from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
 from onnxforge.passes.add_text_io import AddTextIo
+from onnxforge.passes.base import DerivingPass
+from onnxforge.passes.skip_layers import SkipLayers
 
 _HERE = "path/to/this/folder"
 
@@ -129,14 +131,23 @@ print(text[0])
 ```
 """
 
+_DERIVED: Mapping[type[DerivingPass], str] = {
+    SkipLayers: "the same graph and weights, and a switch that leaves layers out, to draft",
+    AddSpeculativeLoop: "the same weights, generating in one run",
+    AddTextIo: "the same, with the tokenizer inside: text in, text out",
+}
+
 
 def readme(source: Source, facts: GraphFacts, target: Target, task: str, context_length: int) -> str:
     """Markdown for the artifact's root."""
     name = str(source.config.get("model_type", "model"))
     steps = {text.split("{")[0] for text in target.passes} if facts.layers > 0 else set()
     generates, speaks = AddSpeculativeLoop.pass_name() in steps, AddTextIo.pass_name() in steps
-    one_run = f"| `{AddSpeculativeLoop.file}` | the same weights, generating in one run |\n"
-    of_text = f"| `{AddTextIo.file}` | the same, with the tokenizer inside: text in, text out |\n"
+    files = "".join(
+        f"| `{derivation.file}` | {what} |\n"
+        for derivation, what in _DERIVED.items()
+        if derivation.pass_name() in steps
+    )
     body = (_DECODER if facts.layers else _ENCODER).format(
         here=_HERE,
         inputs=", ".join(i for i in facts.inputs if not i.startswith("past_")),
@@ -151,8 +162,7 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str, context
         f"{target.summary[:1].upper()}{target.summary[1:]}. Task: `{task}`. Compiled by onnxforge.\n\n"
         "| file | what |\n|---|---|\n"
         "| `onnx/model.onnx`, `onnx/model.onnx_data` | the graph and its weights |\n"
-        + (one_run if generates else "")
-        + (of_text if speaks else "")
+        + files
         + "| `artifact.json` | passes, versions, source digests, sha256 of every file |\n"
         "| `report/` | what was measured against the source |\n\n"
         "`onnxforge verify` checks every byte of this folder; `onnxforge inspect` shows the graph.\n\n"

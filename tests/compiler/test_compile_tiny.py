@@ -231,6 +231,7 @@ def test_an_artifact_that_drafts_for_itself(folder: Callable[..., Path], tmp_pat
     assert [r.path for r in manifest.files if r.path.endswith("_data")] == ["onnx/model.onnx_data"]
     assert manifest.speculation is not None
     assert manifest.speculation.draft_graph == SKIP_GRAPH
+    assert f"| `{SKIP_GRAPH}` |" in (out / "README.md").read_text()
     with load(out, threads=1) as plain, load(out, threads=1, draft="layer-skip") as model:
         assert isinstance(plain, Decoder)
         assert isinstance(model, Decoder)
