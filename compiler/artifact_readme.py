@@ -141,7 +141,7 @@ _DERIVED: Mapping[type[DerivingPass], str] = {
 def readme(source: Source, facts: GraphFacts, target: Target, task: str, context_length: int) -> str:
     """Markdown for the artifact's root."""
     name = str(source.config.get("model_type", "model"))
-    steps = {text.split("{")[0] for text in target.passes} if facts.layers > 0 else set()
+    steps = target.pass_names if facts.layers > 0 else ()
     generates, speaks = AddSpeculativeLoop.pass_name() in steps, AddTextIo.pass_name() in steps
     files = "".join(
         f"| `{derivation.file}` | {what} |\n"

@@ -42,7 +42,7 @@ def with_cache(target: Target, cache: Cache) -> Target:
             f"--kv {cache}: target `{target.name}` runs on {target.provider}, whose attention takes no int8 "
             f"cache. It works on {' and '.join(_KERNELS)}: choose such a target, or leave --kv out."
         )
-    names = [text.split("{")[0] for text in target.passes]
+    names = target.pass_names
     if _ATTENTION not in names:
         raise RequestRefused(
             f"--kv {cache}: target `{target.name}` has no pass `{_ATTENTION}`, and only the "

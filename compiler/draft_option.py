@@ -26,19 +26,19 @@ def with_draft(target: Target, text: str) -> Target:
             f"{LAYER_SKIP}=10+12 (the numbers of residual branches, in the graph's order). A draft model of "
             "its own is compiled by itself and named when requests are made: `run --draft DIR`."
         )
-    names = [passed.split("{")[0] for passed in target.passes]
-    if target.provider != CPU or _ATTENTION not in names:
+    if target.provider != CPU or _ATTENTION not in target.pass_names:
         raise RequestRefused(
             f"--draft {text}: target `{target.name}` cannot share its cache with a draft. That takes the "
             f"GroupQueryAttention of a pass `{_ATTENTION}`, on the CPU."
         )
-    kept = [p for p, name in zip(target.passes, names, strict=True) if name not in (SKIP_PASS, _SEARCH)]
-    at = next((i for i, passed in enumerate(kept) if passed.split("{")[0] == _LOOP), len(kept))
+    named = zip(target.passes, target.pass_names, strict=True)
+    kept = replace(target, passes=tuple(p for p, name in named if name not in (SKIP_PASS, _SEARCH)))
+    at = kept.pass_names.index(_LOOP) if _LOOP in kept.pass_names else len(kept.passes)
     steps = (f"{SKIP_PASS}{{branches={branches}}}",) if branches else (_SEARCH, SKIP_PASS)
-    loop = (f"{_LOOP}{{branches={branches or _MARKED}}}",) if at < len(kept) else ()
-    return replace(target, passes=(*kept[:at], *steps, *loop, *kept[at + 1 :]))
+    loop = (f"{_LOOP}{{branches={branches or _MARKED}}}",) if at < len(kept.passes) else ()
+    return replace(kept, passes=(*kept.passes[:at], *steps, *loop, *kept.passes[at + 1 :]))
 
 
 def has_draft(target: Target) -> bool:
     """Whether artifacts of ``target`` come with a graph that can leave layers out."""
-    return any(passed.split("{")[0] == SKIP_PASS for passed in target.passes)
+    return SKIP_PASS in target.pass_names

@@ -30,7 +30,7 @@ def check_expectations(target: Target, kind: str, ledger: Ledger) -> None:
     if not ledger.records:
         return
     present = {name.rsplit(".", 1)[-1] for name in ledger.records[-1].after.ops}
-    ran = {text.split("{")[0] for text in target.passes}
+    ran = target.pass_names
     for expected in target.expects.get(kind, ()):
         if expected.made_by in ran and expected.op_type not in present:
             raise ExpectationMissed(

@@ -22,7 +22,6 @@ from onnxforge.compiler.speculation_replay import KnownAnswer, forecasts, runtim
 from onnxforge.compiler.speculation_types import LayerSkipReport, SampleRun, SpeculationReport
 from onnxforge.compiler.step_costs import CONTEXTS, MOST_ROWS, StepCosts, check_rows, measure_costs
 from onnxforge.runtimes import Decoder, load
-from onnxforge.runtimes.artifact import read_manifest
 from onnxforge.runtimes.binding import Floats, Int64s
 from onnxforge.runtimes.result import Result
 from onnxforge.runtimes.speculation import (
@@ -67,6 +66,8 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
     with load(folder, threads=threads, verify="off") as model:
         assert isinstance(model, Decoder)
         text = _text(model)
+        known = model.manifest.speculation
+        can_skip = known is not None and known.draft_graph is not None
         costs = measure_costs(model.graph, text)
         rows = check_rows(model.graph, text, max(MOST_ROWS, verifying_rows(asked or 0)))
         _go_by(model, costs)
@@ -76,11 +77,11 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
         found = forecasts([sample.answer() for sample in samples], costs, lengths)
         length = asked if asked is not None else best_length(found)
         runs = _timed(model, samples, length, asked or USUAL_DRAFT_TOKENS) if found else ()
-        said = _logits(model, text)
+        said = _logits(model, text) if can_skip and runs else None
     forecast = next((f for f in found if f.draft_tokens == length), None)
     enabled, reason = decide(rows, forecast, runs, asked)
     skipping = None
-    if runs and rows.is_exact and _can_skip(folder):
+    if said is not None:
         skipping = _layer_skip(folder, threads, costs, length, text, said, runs, enabled)
         enabled, reason = _together(enabled, reason, skipping)
     return SpeculationReport(
@@ -95,11 +96,6 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
         seconds=time.perf_counter() - started,
         layer_skip=skipping,
     )
-
-
-def _can_skip(folder: Path) -> bool:
-    found = read_manifest(folder).speculation
-    return found is not None and found.draft_graph is not None
 
 
 def _layer_skip(

@@ -53,7 +53,7 @@ def check_speculation(target: Target) -> None:
             f"--speculation {target.speculation}: target `{target.name}` runs on {target.provider}, where "
             "nobody has checked that drafts leave the text as it is. Use a cpu target, or --speculation auto."
         )
-    if _ATTENTION not in {text.split("{")[0] for text in target.passes}:
+    if _ATTENTION not in target.pass_names:
         raise RequestRefused(
             f"--speculation {target.speculation}: target `{target.name}` has no pass `{_ATTENTION}`, and "
             "only the cache of the GroupQueryAttention that it makes can be rewound in place. Add it, or "

@@ -69,6 +69,11 @@ class Target:
     refuses: Mapping[str, str] = field(default_factory=dict)
     """By kind of model: why this target does not serve it, and what does."""
 
+    @property
+    def pass_names(self) -> tuple[str, ...]:
+        """The names of :attr:`passes`, without their options."""
+        return tuple(text.split("{")[0] for text in self.passes)
+
 
 _FUSE = (
     "canonicalize",

@@ -27,7 +27,7 @@ def with_text_io(target: Target) -> Target:
 
 def asked(target: Target) -> bool:
     """Whether ``target`` has the step."""
-    return _STEP in {text.split("{")[0] for text in target.passes}
+    return _STEP in target.pass_names
 
 
 def check_text_io(target: Target, source: Source) -> None:

@@ -15,7 +15,7 @@ from onnxforge.passes.base import DerivingPass, PassRefused
 from onnxforge.passes.constants import add_array
 from onnxforge.passes.graph_text import splice
 from onnxforge.passes.limit_logits import LOGITS_TO_KEEP
-from onnxforge.passes.matching import CONTRIB, is_op
+from onnxforge.passes.matching import CONTRIB, is_op, remove_dead
 from onnxforge.passes.sampling_text import CHOOSE
 from onnxforge.passes.skip_layers import SKIP as SKIP_LAYERS
 from onnxforge.passes.skip_layers import SkipLayers
@@ -35,6 +35,7 @@ _OPTIONS = {
 """Optional inputs and defaults: transformers' own, but for a temperature of 0, which takes the likeliest."""
 _MOST_SKIPPING = ("max_layer_skip_tokens", ir.DataType.INT64, 0)
 MARKED = "marked"
+_FEEDS = ("input_ids", "attention_mask", "position_ids", "keep", "need")
 _CHOOSE_READS = ("need", "drawing", "tokens", "answer_places")
 _ACCEPT_READS = ("none", "limit", "end", "guess", "places", "drafted", "reading")
 _SMALL = 8
@@ -202,7 +203,9 @@ class _Generator:
         if self._skip is not None:
             most = self._option(*_MOST_SKIPPING)
             given = [*(step[name] for name in SKIP_READS), carried[1], most]
+            plain = [step[name].producer() for name in _FEEDS]
             step |= _named(self._add(body, SKIP, given, "skip"))
+            remove_dead(node for node in plain if node is not None)
             self._skip.replace_all_uses_with(step["skip"])
         for name in _KNOWN:
             if name in self._fed:

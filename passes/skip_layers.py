@@ -194,9 +194,8 @@ class _Skipping:
         )
         graph.inputs.append(skip)
         graph.register_initializer(skip)
-        self._none, self._one = (
-            add_array(graph, f"{SKIP}/{name}", np.array([number], np.int64)) for name, number in _NUMBERS
-        )
+        self._none = add_array(graph, f"{SKIP}/none", np.array([0], np.int64))
+        self._one = add_array(graph, f"{SKIP}/one", np.array([1], np.int64))
         first = ir.node("Shape", [ids], {"start": 1, "end": 2})
         run = ir.node("Sub", [self._one, skip])
         rows = ir.node("Mul", [run.outputs[0], first.outputs[0]])
@@ -299,6 +298,3 @@ class _Skipping:
     def _name(self, node: ir.Node, name: str) -> None:
         node.name, node.outputs[0].name = f"/{SKIP}/{name}", f"{SKIP}/{name}"
         self._early.append(node)
-
-
-_NUMBERS = (("none", 0), ("one", 1))
