@@ -10,6 +10,7 @@ _OWN: Mapping[str, tuple[str, str]] = {
     "calibrate": ("onnxforge.compiler.calibrate", "Calibrate"),
     "calibrate-cache": ("onnxforge.compiler.calibrate_cache", "CalibrateCache"),
     "correlate-inputs": ("onnxforge.compiler.correlate_inputs", "CorrelateInputs"),
+    "measure-gradients": ("onnxforge.compiler.measure_gradients", "MeasureGradients"),
     "mix-precision": ("onnxforge.compiler.mix_precision", "MixPrecision"),
     "search-skipped": ("onnxforge.compiler.search_skipped", "SearchSkipped"),
 }
