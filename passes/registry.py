@@ -12,6 +12,7 @@ NAMES: tuple[str, ...] = (
     "pack-qkv",
     "fuse-activation",
     "fuse-skip-norm",
+    "prune-layers",
     "decompose-attention",
     "fold-scales",
     "scale-inputs",

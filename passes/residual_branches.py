@@ -31,7 +31,7 @@ def residual_branches(graph: ir.Graph) -> tuple[ResidualBranch, ...]:
     through the other. So no names are asked for, and what a branch is made of does not matter. In the order
     of the graph; empty where the stream is not found.
     """
-    text = _from_text(graph)
+    text = text_values(graph)
     found: list[ResidualBranch] = []
     value: ir.Value | None = graph.outputs[0]
     while value is not None:
@@ -48,7 +48,7 @@ def residual_branches(graph: ir.Graph) -> tuple[ResidualBranch, ...]:
     return tuple(reversed(found))
 
 
-def _from_text(graph: ir.Graph) -> set[ir.Value]:
+def text_values(graph: ir.Graph) -> set[ir.Value]:
     """All values that hang on the tokens' ids, by more than their number."""
     pending = [value for value in graph.inputs if value.name in _TEXT]
     reached: set[ir.Value] = set(pending)
