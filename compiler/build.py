@@ -13,6 +13,7 @@ from onnxforge.compiler.graph_facts import graph_facts, graph_kind
 from onnxforge.compiler.manifest import manifest_for
 from onnxforge.compiler.observe import Ledger, PassRecord, graph_stats, run_derivations, run_passes
 from onnxforge.compiler.progress import Progress, Silent, describe
+from onnxforge.compiler.pruned_config import pruned_config, pruned_layers
 from onnxforge.compiler.save import save_model, weight_bytes
 from onnxforge.compiler.sidecars import sidecars
 from onnxforge.compiler.speculation_option import undecided
@@ -53,6 +54,7 @@ def build(
     attach_text(model, source, target)
     before = graph_stats(model).weight_bytes
     ledger = _run(model, target, before, watch)
+    served = replace(source, config=pruned_config(source.config, model))
     facts = graph_facts(model)
     check_expectations(target, facts.kind, ledger)
     derivations, derived = _derive(model, target, facts.kind, watch)
@@ -72,16 +74,17 @@ def build(
     failpoint("after-weights")
 
     files = sidecars(
-        source, facts, target, task=task, context_length=context_length, external_data=len(written) > 1
+        served, facts, target, task=task, context_length=context_length, external_data=len(written) > 1
     )
     for path, data in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
     failpoint("before-manifest")
     manifest = manifest_for(
-        folder, source=source, facts=facts, target=target, task=task, context_length=context_length, name=name
+        folder, source=served, facts=facts, target=target, task=task, context_length=context_length, name=name
     )
-    manifest = replace(manifest, speculation=undecided(target))
+    summary = {**manifest.summary, **pruned_layers(model)}
+    manifest = replace(manifest, summary=summary, speculation=undecided(target))
     write_manifest(folder, manifest)
     failpoint("after-manifest")
     return Built(model, Ledger((*ledger.records, *derivations.records)), manifest)
