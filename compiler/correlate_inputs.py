@@ -1,7 +1,6 @@
 """Run the graph over calibration text and sum ``x x^T`` of everything that a matrix multiplies."""
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +14,7 @@ from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.input_moments import InputMoments, leave_moments
 from onnxforge.passes.matching import is_op, static_dim
+from onnxforge.passes.spilled import spilled
 from onnxforge.passes.stored_blocks import stored_blocks
 from onnxforge.passes.weight_inputs import weight_of
 
@@ -110,7 +110,7 @@ class CorrelateInputs(GraphPass):
                 sums[index] += seen.T @ seen
                 counts[index] += len(seen)
             del rows, seen  # before the next batch runs: never two batches at once
-        return [InputMoments(_on_disk(total), count) for total, count in zip(sums, counts, strict=True)]
+        return [InputMoments(spilled(total), count) for total, count in zip(sums, counts, strict=True)]
 
     def _leave(self, value: ir.Value, found: InputMoments) -> None:
         if not np.isfinite(found.powers()).all():
@@ -137,11 +137,3 @@ def _width(value: ir.Value) -> int:
     weight = weight_of(reader)
     assert weight is not None
     return weight.size[1]
-
-
-def _on_disk(array: np.ndarray) -> np.ndarray:
-    """A read-only copy of ``array`` mapped from a file that has no name."""
-    with tempfile.TemporaryFile(prefix="onnxforge-moments-") as file:
-        array.tofile(file)
-        file.flush()
-        return np.memmap(file, dtype=array.dtype, mode="r", shape=array.shape)

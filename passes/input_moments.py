@@ -55,6 +55,11 @@ def moments_of(value: ir.Value | None) -> InputMoments | None:
     return found if isinstance(found, InputMoments) else None
 
 
+def forget_moments(value: ir.Value) -> None:
+    """Drop what was summed: the graph in front of ``value`` has changed."""
+    value.meta.pop(_KEY, None)
+
+
 def together(parts: Iterable[InputMoments]) -> np.ndarray:
     """H, float32 [K, K], of a matrix that multiplies several values."""
     matrices = (part.matrix() for part in parts)
