@@ -200,29 +200,26 @@ def _moved(node: ir.Node, here: Sequence[Dim], there: Sequence[Dim], label: Labe
 
 def _matching_runs(here: Sequence[Dim], there: Sequence[Dim]) -> Iterator[tuple[list[int], list[int]]]:
     """Runs of axes, from the end, that hold the same entries before and after; known sizes only."""
-    i, j = len(here), len(there)
-    while i and j:
-        ours, theirs = [i := i - 1], [j := j - 1]
-        left, right = here[i], there[j]
-        while left != right and left.value is not None and right.value is not None:
-            if left.value < right.value and i:
-                i -= 1
-                ours.insert(0, i)
-                if here[i].value is None:
-                    return
-                left = Dim.number(left.value * (here[i].value or 0))
-            elif left.value > right.value and j:
-                j -= 1
-                theirs.insert(0, j)
-                if there[j].value is None:
-                    return
-                right = Dim.number(right.value * (there[j].value or 0))
-            else:
-                return
-        if left != right:
+    left, right = _from_the_end(here), _from_the_end(there)
+    ours: list[int] = []
+    theirs: list[int] = []
+    entries, wanted = 1, 1
+    while left or right:
+        grows, axes, sizes = (left, ours, here) if entries <= wanted else (right, theirs, there)
+        if not grows:
             return
-        if left.value is not None:
-            yield [axis - len(here) for axis in ours], [axis - len(there) for axis in theirs]
+        axes.append(grows.pop(0))
+        size = sizes[axes[-1]].value
+        if size is None:
+            return
+        entries, wanted = (entries * size, wanted) if axes is ours else (entries, wanted * size)
+        if entries == wanted and ours and theirs:
+            yield ours[::-1], theirs[::-1]
+            ours, theirs, entries, wanted = [], [], 1, 1
+
+
+def _from_the_end(shape: Sequence[Dim]) -> list[int]:
+    return list(range(-1, -len(shape) - 1, -1))
 
 
 def _rotary(node: ir.Node, known: Known, facts: Facts) -> Iterator[Coupling]:
@@ -314,11 +311,11 @@ def _pieces(node: ir.Node, known: Known, facts: Facts, complete: bool) -> Sequen
         ends = np.cumsum([size or 0 for size in sizes])[:-1]
         runs = np.split(known[whole].labels, ends)
         return [Coupling(part, axis, run) for part, run in zip(parts, runs, strict=True) if part is not None]
-    if not complete and any(part not in known for part in parts):
+    labels = [known[part].labels if part in known else None for part in parts if part is not None]
+    if not complete and any(run is None for run in labels):
         return None
     runs = [
-        known[part].labels if part in known else np.full(size or 0, -1)
-        for part, size in zip(parts, sizes, strict=True)
+        run if run is not None else np.full(size or 0, -1) for run, size in zip(labels, sizes, strict=True)
     ]
     return [Coupling(whole, axis, np.concatenate(runs))]
 

@@ -25,6 +25,8 @@ NAMES: tuple[str, ...] = (
     "quantize-cache",
     "limit-logits",
     "cleanup",
+    "prune-heads",
+    "prune-mlp",
     "skip-layers",
     "add-speculative-loop",
     "add-text-io",

@@ -98,13 +98,18 @@ def _respell(graph: ir.Graph, node: ir.Node, group: PruneGroup, left: dict[ir.Va
             sizes[axis.axis] = len(left[axis.value])
             _replace(graph, node, 1, sizes)
     if node.op_type == "Split" and node.inputs[0] in left and _axis_is(node, group):
-        sizes = [len(left[output]) if output in left else static_dim(output, -1) for output in node.outputs]
-        if input_at(node, 1) is not None or len(set(sizes)) > 1:
-            _split_into(graph, node, [size or 0 for size in sizes])
+        pieces = [_extent(output, int_attribute(node, "axis", 0), left) for output in node.outputs]
+        if input_at(node, 1) is not None or len(set(pieces)) > 1:
+            _split_into(graph, node, pieces)
     if node.op_type == "RotaryEmbedding" and int_attribute(node, "num_heads", 0) and node.outputs[0] in left:
         before = len(group.labels_of(node.outputs[0]))
         heads = int_attribute(node, "num_heads", 0) * len(left[node.outputs[0]]) // before
         node.attributes["num_heads"] = ir.AttrInt64("num_heads", heads)
+
+
+def _extent(value: ir.Value, axis: int, left: dict[ir.Value, np.ndarray]) -> int:
+    """Entries of a piece of a Split, which its rule has made sure are known."""
+    return len(left[value]) if value in left else static_dim(value, axis) or 0
 
 
 def _axis_is(node: ir.Node, group: PruneGroup) -> bool:

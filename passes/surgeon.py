@@ -25,6 +25,8 @@ class Removal:
     """Units."""
     costs: tuple[float, ...]
     """float64: squared error of the output after each of them, summed over what H was summed over."""
+    worth: float
+    """The same for all that there is: the power of the whole output."""
 
 
 def damped(moments: np.ndarray, damping: float = DAMPING) -> np.ndarray:
@@ -49,6 +51,7 @@ def cheapest_removal(
     order: list[int] = []
     costs: list[float] = []
     total, step = 0.0, max(1, count // classes // _ROUNDS)
+    power = float(np.einsum("kn,kn->", rows, moments @ rows))
     while len(order) < count:
         worth = np.where(alive, _costs(inverse, rows, left, units), np.inf).reshape(classes, -1)
         many = min(step, (count - len(order)) // classes)
@@ -67,7 +70,7 @@ def cheapest_removal(
         order += [int(unit) for unit in gone]
         costs += [total + spent * float(part) for part in parts]
         total += spent
-    return Removal(tuple(order), tuple(costs))
+    return Removal(tuple(order), tuple(costs), power)
 
 
 def refit(moments: np.ndarray, matrix: np.ndarray, kept: np.ndarray) -> np.ndarray:

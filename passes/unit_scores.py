@@ -57,11 +57,12 @@ def removal(group: PruneGroup, score: str, count: int) -> Removal:
     if score == SURGEON:
         moments, matrix, labels = _stacked(group)
         return cheapest_removal(moments, matrix, labels, count, group.classes)
-    worth = SCORES[score](group).reshape(group.classes, -1)
-    order = np.argsort(worth, axis=1, kind="stable")[:, : count // group.classes]
-    runs = np.arange(group.classes)[:, None] * worth.shape[1]
-    chosen = (order + runs).T.reshape(-1)
-    return Removal(tuple(int(unit) for unit in chosen), tuple(np.cumsum(worth.reshape(-1)[chosen]).tolist()))
+    worth = SCORES[score](group)
+    by_class = worth.reshape(group.classes, -1)
+    order = np.argsort(by_class, axis=1, kind="stable")[:, : count // group.classes]
+    chosen = (order + np.arange(group.classes)[:, None] * by_class.shape[1]).T.reshape(-1)
+    costs = tuple(float(cost) for cost in np.cumsum(worth[chosen]))
+    return Removal(tuple(int(unit) for unit in chosen), costs, float(worth.sum()))
 
 
 class Unmeasured(Exception):
@@ -106,7 +107,7 @@ def _magnitude(group: PruneGroup) -> np.ndarray:
 
 
 def _wanda(group: PruneGroup) -> np.ndarray:
-    """Power of an input times the squares of its row, summed (Sun et al. 2023, 2306.11695, for whole rows)."""
+    """Power of an input times the squares of its row, summed (Sun et al. 2023, 2306.11695, by rows)."""
     total = np.zeros(group.units)
     for reader in readers_of(group):
         squares = np.square(reader.matrix().astype(np.float64)).sum(axis=1)

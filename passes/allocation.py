@@ -1,0 +1,39 @@
+"""How much to remove of each group, so that the whole costs least."""
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def cheapest(curves: Sequence[Sequence[float]], wanted: int) -> tuple[int, ...]:
+    """How many steps to take along each of ``curves``, ``wanted`` in all (fewer where they end).
+
+    A curve holds the cost of the first step, of the first two, and so on; costs of different curves are
+    compared, so they must be on one scale. Each step goes where it adds least; on convex curves that is the
+    best there is.
+    """
+    taken = [0] * len(curves)
+    waiting = [(curve[0], index) for index, curve in enumerate(curves) if len(curve)]
+    heapq.heapify(waiting)
+    for _ in range(wanted):
+        if not waiting:
+            break
+        _, index = heapq.heappop(waiting)
+        taken[index] += 1
+        curve = curves[index]
+        if taken[index] < len(curve):
+            heapq.heappush(waiting, (curve[taken[index]] - curve[taken[index] - 1], index))
+    return tuple(taken)
+
+
+def rounded(units: int, share: float, multiple: int) -> int:
+    """How many of ``units`` to remove for ``share`` of them, so that a multiple of ``multiple`` is left.
+
+    Of a smaller power of two where ``multiple`` is more than a sixteenth of all: a share of few units could
+    not be met otherwise. At least one multiple stays.
+    """
+    while multiple > 1 and multiple * 16 > units:
+        multiple //= 2
+    left = max(1, int(np.floor(units * (1 - share) / multiple + 0.5))) * multiple
+    return max(0, units - left)
