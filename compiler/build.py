@@ -15,10 +15,12 @@ from onnxforge.compiler.observe import Ledger, PassRecord, graph_stats, run_deri
 from onnxforge.compiler.progress import Progress, Silent, describe
 from onnxforge.compiler.pruned_config import pruned_config, pruned_layers
 from onnxforge.compiler.save import save_model, weight_bytes
+from onnxforge.compiler.served_source import served_source
 from onnxforge.compiler.sidecars import sidecars
 from onnxforge.compiler.speculation_option import undecided
 from onnxforge.compiler.targets import Target
-from onnxforge.compiler.text_io_option import attach_text
+from onnxforge.compiler.text_io_option import attach_text, check_answers
+from onnxforge.compiler.tokenizer_agreement import check_agreement
 from onnxforge.models.source import Source
 from onnxforge.passes.base import DerivingPass, GraphPass
 from onnxforge.runtimes.artifact import Manifest, write_manifest
@@ -51,10 +53,13 @@ def build(
     check_kind(target, graph_kind(exported))
     model = exported.clone()
     attach(model, source, target.calibration)
-    attach_text(model, source, target)
+    check_answers(target, source, model)
     before = graph_stats(model).weight_bytes
     ledger = _run(model, target, before, watch)
-    served = replace(source, config=pruned_config(source.config, model))
+    served = served_source(source, model)
+    check_agreement(source, served, model)
+    served = replace(served, config=pruned_config(served.config, model))
+    attach_text(model, served, target)
     facts = graph_facts(model)
     check_expectations(target, facts.kind, ledger)
     derivations, derived = _derive(model, target, facts.kind, watch)
@@ -64,7 +69,7 @@ def build(
     for graph in (model, *derived.values()):  # equal models give equal bytes, wherever they lie
         graph.metadata_props.pop("onnxforge.source", None)
     size = weight_bytes(model)
-    publish.require_space(folder, size + _GRAPH_ROOM + sum(map(len, source.sidecars.values())))
+    publish.require_space(folder, size + _GRAPH_ROOM + sum(map(len, served.sidecars.values())))
     watch.begin("write weights")
     share = before / size if size else 0.0  # quantized bytes count as what they were made from
     written = save_model(

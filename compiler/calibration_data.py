@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,8 +18,10 @@ from onnxforge.compiler.errors import CompileError
 from onnxforge.compiler.eval_text import EvaluationText, cut, evenly, sentences
 from onnxforge.compiler.graph_facts import graph_kind
 from onnxforge.compiler.parity import batches
+from onnxforge.compiler.served_source import renumbered_ids, served_source
 from onnxforge.models.source import Source
 from onnxforge.passes.base import PassRefused
+from onnxforge.passes.token_counts import kept_tokens
 
 _KEY = "onnxforge.calibration"
 _BATCH = 8
@@ -39,12 +42,14 @@ class CalibrationData:
 
     source: Source
     corpus: Corpus
-    uses: dict[tuple[int, int, int], CalibrationUse] = field(default_factory=dict)
-    """By samples, tokens and seed."""
+    uses: dict[tuple[int, int, int, int], CalibrationUse] = field(default_factory=dict)
+    """By samples, tokens, seed and vocabulary."""
     shingles: Shingles = field(default_factory=Shingles)
     """Of the ids that were used, so that a text can be told which was calibrated on."""
-    made: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
+    made: dict[tuple[int, int, int, int], np.ndarray] = field(default_factory=dict)
     """Sequences sampled from the model: made once, so that every step sees the same ones."""
+    vocabulary: int = 0
+    """The one whose ids the shingles are made of; see :attr:`CalibrationWork.key`."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,24 @@ class CalibrationWork:
     @property
     def use(self) -> CalibrationUse:
         """What this is, as the report keeps it; :func:`calibration_batches` has written it down."""
-        return self.data.uses[(self.samples, self.tokens, self.seed)]
+        return self.data.uses[self.key]
+
+    @property
+    def key(self) -> tuple[int, int, int, int]:
+        """What the ids depend on; the last: how many tokens a cut vocabulary has, else 0."""
+        kept = kept_tokens(self.model)
+        return self.samples, self.tokens, self.seed, 0 if kept is None else len(kept)
 
     def __iter__(self) -> Iterator[CalibrationBatch]:
         """The batches, the same each time."""
-        source, corpus = self.data.source, self.data.corpus
+        source, corpus = served_source(self.data.source, self.model), self.data.corpus
         decoder = graph_kind(self.model) == "decoder"
         length = min(self.tokens, int(self.model.metadata_props.get("onnxforge.context_length", self.tokens)))
         budget = self.samples * length
         if isinstance(corpus, SelfSampled):
             return _each(self._made(decoder, length))
         if isinstance(corpus, RecordFiles):
-            tokens = RecordTokens(source, whole=not decoder)
+            tokens = RecordTokens(source, whole=not decoder, given=partial(renumbered_ids, model=self.model))
             rows = (tokens.of(record, length) for record in drawn(corpus, budget, length, self.seed))
             return _each(rows) if decoder else _padded(rows)
         tokenizer = tokenizer_of(source)
@@ -89,9 +100,10 @@ class CalibrationWork:
                 "Calibration on `self` needs a model that writes text, and this one is an encoder: name a "
                 "file or a data set, or leave the option out."
             )
-        key = (self.samples, length, self.seed)
+        key = (self.samples, length, *self.key[2:])
         if key not in self.data.made:
-            self.data.made[key] = sampled(self.model, self.data.source, self.samples, length, self.seed)
+            served = served_source(self.data.source, self.model)
+            self.data.made[key] = sampled(self.model, served, self.samples, length, self.seed)
         return self.data.made[key]
 
 
@@ -133,12 +145,11 @@ def calibration_batches(
     if data is None:
         raise ValueError("calibration needs the source of the model, which the driver attaches")
     work = CalibrationWork(model, data, samples, tokens, seed)
-    key = (samples, tokens, seed)
     try:
-        use = data.uses.get(key) or _use(work)
+        use = data.uses.get(work.key) or _use(work)
     except CompileError as error:
         raise PassRefused(str(error)) from error
-    data.uses[key] = replace(use, steps=tuple(dict.fromkeys(filter(None, (*use.steps, used_by)))))
+    data.uses[work.key] = replace(use, steps=tuple(dict.fromkeys(filter(None, (*use.steps, used_by)))))
     return work
 
 
@@ -146,6 +157,8 @@ def _use(work: CalibrationWork) -> CalibrationUse:
     """Read the data once through and write down what it is."""
     digest, count, total = hashlib.sha256(), 0, 0
     distinct: set[int] = set()
+    if work.key[-1] != work.data.vocabulary:
+        work.data.shingles, work.data.vocabulary = Shingles(), work.key[-1]
     for batch in work:
         for ids, mask in zip(batch.ids, batch.mask, strict=True):
             real = ids[mask.astype(bool)]

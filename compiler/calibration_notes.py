@@ -9,6 +9,7 @@ from onnxforge.compiler.calibration_data import data_of
 from onnxforge.compiler.calibration_source import SelfSampled
 from onnxforge.compiler.calibration_tokens import tokenizer_of
 from onnxforge.compiler.eval_text import calibration_text, evaluation_text
+from onnxforge.compiler.served_source import served_source
 from onnxforge.models.source import Source
 
 _OF_CALIBRATION, _OF_TEST = 0.25, 0.1
@@ -26,7 +27,7 @@ def calibration_notes(model: ir.Model | None, source: Source, text: Path | None)
         for use in data.uses.values()
         if use.is_short
     ]
-    tokenizer = tokenizer_of(source)
+    tokenizer = tokenizer_of(served_source(source, model)) if model is not None else None
     apart = isinstance(data.corpus, SelfSampled) or (text is None and data.corpus == calibration_text())
     if tokenizer is None or apart:
         return tuple(notes)

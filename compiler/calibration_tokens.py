@@ -1,7 +1,7 @@
 """From a record of calibration data to token ids, as the model's own tokenizer and chat template say."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,14 @@ _CHAT = (_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_t
 class RecordTokens:
     """Token ids of records, for one model."""
 
-    def __init__(self, source: Source, *, whole: bool) -> None:
-        """``whole`` puts all special tokens around a text, for encoders; else only those in front of it."""
-        self._source, self._whole = source, whole
+    def __init__(
+        self, source: Source, *, whole: bool, given: Callable[[np.ndarray], np.ndarray] = lambda ids: ids
+    ) -> None:
+        """``whole`` puts all special tokens around a text, for encoders; else only those in front of it.
+
+        ``given`` says what the ids of a record are to ``source``, -1 where it has no such token.
+        """
+        self._source, self._whole, self._of_given = source, whole, given
         self._tokenizer = tokenizer_of(source)
         self._prefix = bos_prefix(self._tokenizer) if self._tokenizer is not None else ()
         self._template = _template(source)
@@ -64,13 +69,16 @@ class RecordTokens:
 
     def _given(self, ids: np.ndarray, longest: int, where: str) -> np.ndarray:
         size = self._source.config.get("vocab_size")
-        wrong = [i for i in ids.tolist() if not 0 <= i < (size if isinstance(size, int) else 2**31)]
+        most = size if isinstance(size, int) else 2**31
+        found = self._of_given(ids)
+        wrong = [i for i, own in zip(ids.tolist(), found.tolist(), strict=True) if not 0 <= own < most]
         if wrong:
             raise RequestRefused(
                 f"{where}: `input_ids` holds {wrong[0]}, and the vocabulary of {self._source.ref} has {size} "
-                "entries: these ids are another model's."
+                "entries, without it: these ids are another model's, or of tokens that prune-vocabulary "
+                "removed (give `text` then)."
             )
-        return ids[:longest].astype(np.int64)
+        return found[:longest].astype(np.int64)
 
 
 def tokenizer_of(source: Source) -> Tokenizer | None:

@@ -24,6 +24,7 @@ from onnxforge.compiler.provider_here import stand_in
 from onnxforge.compiler.recipe import Recipe, to_json
 from onnxforge.compiler.request import CompileRequest, CompileResult
 from onnxforge.compiler.selfcheck import self_check
+from onnxforge.compiler.served_source import check_cut
 from onnxforge.compiler.speculation_option import check_artifact, unmeasured
 from onnxforge.compiler.targets import TARGETS, Target
 from onnxforge.compiler.text_io_option import check_text_io
@@ -111,6 +112,7 @@ def _export(
     source = parts.open_model(request.model, request.revision)
     check_calibration(request.target, source, request.task)
     check_text_io(request.target, source)
+    check_cut(request.target, source)
     watch.end(f"{source.kind}, {len(source.digests)} files")
     watch.begin("export")
     exported = parts.export_model(source, request.task)

@@ -80,6 +80,8 @@ class Window:
 
     ids: np.ndarray
     first: int
+    text: str = ""
+    """What it covers, where it was cut from a text."""
 
 
 def evaluation_text(path: Path | None = None) -> EvaluationText:
@@ -149,18 +151,20 @@ def cut(
         )
     body = window - len(prefix)
     stride = min(stride, body)
-    ids = np.asarray(tokenizer.encode(text.text, add_special_tokens=False).ids, dtype=np.int64)
+    encoded = tokenizer.encode(text.text, add_special_tokens=False)
+    ids = np.asarray(encoded.ids, dtype=np.int64)
     if len(ids) < 2:
         raise EvaluationError(f"{text.name} has {len(ids)} tokens; two are the least that can be scored.")
     starts = list(range(0, max(len(ids) - body, 0) + 1, stride))
     chosen = evenly(len(starts), limit if limit is not None else len(starts))
     head = np.asarray(prefix, dtype=np.int64)
-    windows = []
+    windows, spans = [], encoded.offsets
     for index in chosen:
         start = starts[index]
         piece = np.concatenate([head, ids[start : start + body]])
         overlap = body - stride if index and index - 1 in chosen else 0
-        windows.append(Window(piece[None, :], max(len(prefix) + overlap, unscored, 1)))
+        covered = text.text[spans[start][0] : spans[min(start + body, len(ids)) - 1][1]]
+        windows.append(Window(piece[None, :], max(len(prefix) + overlap, unscored, 1), covered))
     scored = sum(max(w.ids.shape[1] - w.first, 0) for w in windows)
     if not scored:
         raise EvaluationError(

@@ -95,6 +95,27 @@ def compare_encoders(reference: Encoder, candidate: Encoder, work: Iterable[Batc
     )
 
 
+def cosines_of_readings(
+    reference: Encoder, candidate: Encoder, readings: Iterable[tuple[Batch, Batch]]
+) -> np.ndarray:
+    """float64 [sentences]: cosine of each sentence, which each model reads with a tokenizer of its own.
+
+    ``readings`` are the reference's batch and the candidate's of the same sentences.
+
+    Raises:
+        EvaluationError: the graphs share no output.
+    """
+    output = _shared_output(reference, candidate)
+    found = [np.empty(0)]
+    for their, our in readings:
+        vectors = [
+            pooled(model.run(batch.ids, batch.mask, [output])[output], batch.mask)
+            for model, batch in ((reference, their), (candidate, our))
+        ]
+        found.append(cosine_of_rows(*vectors))
+    return np.concatenate(found)
+
+
 def _shared_output(reference: Encoder, candidate: Encoder) -> str:
     for name in ("last_hidden_state", "logits"):
         if name in reference.outputs and name in candidate.outputs:

@@ -75,11 +75,21 @@ def perplexity(model: Scorer, windows: Iterable[Window], watch: Watch = lambda _
     """
     nlls: list[np.ndarray] = []
     for window in windows:
-        logits = model.logits(window.ids)
-        for rows, targets in _chunks(window):
-            nlls.append(-_pick(_log_softmax(logits[rows]), targets))
+        if len(found := losses(model, window)):
+            nlls.append(found)
         _tell(watch, nlls)
     return _summarize(nlls)
+
+
+def losses(model: Scorer, window: Window) -> np.ndarray:
+    """float64 [T]: the negative log-likelihood of each token that ``window`` scores, nats.
+
+    Raises:
+        EvaluationError: the logits hold NaN.
+    """
+    logits = model.logits(window.ids)
+    found = [-_pick(_log_softmax(logits[rows]), targets) for rows, targets in _chunks(window)]
+    return np.concatenate(found) if found else np.empty(0)
 
 
 def compare(

@@ -36,15 +36,17 @@ class LayerError:
 
 
 def error_by_layer(
-    reference: GraphSession, candidate: GraphSession, ids: np.ndarray
+    reference: GraphSession, candidate: GraphSession, ids: np.ndarray, their_ids: np.ndarray | None = None
 ) -> tuple[LayerError, ...]:
     """Run both graphs once on ``ids`` [1, S] and compare what they hold per layer.
+
+    ``their_ids`` are the reference's for the same tokens, where its vocabulary is another one.
 
     Empty when the two graphs do not have the same number of probes (an imported graph whose attention was
     never one operator).
     """
     probe = _present if reference.is_decoder and candidate.is_decoder else _attention_outputs
-    theirs, ours = probe(reference, ids), probe(candidate, ids)
+    theirs, ours = probe(reference, ids if their_ids is None else their_ids), probe(candidate, ids)
     if theirs.keys() != ours.keys():
         return ()
     return tuple(

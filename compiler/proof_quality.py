@@ -15,6 +15,9 @@ from onnxforge.compiler.proof_decoding import decoding_parity
 from onnxforge.compiler.proof_layers import error_by_layer
 from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.compiler.proof_types import ProofOptions
+from onnxforge.compiler.proof_vocabulary import compare_cut_encoders, cut_decoder, in_both
+from onnxforge.compiler.retokenized import Reader, same_text
+from onnxforge.compiler.token_map import OfKeptTokens, TokenMap, token_map
 from onnxforge.models.source import Source
 
 _LAYER_TOKENS = 64
@@ -30,15 +33,17 @@ def quality(
         EvaluationError: the tokenizer's ids do not fit the graph, or a graph answers NaN.
     """
     reference, candidate = GraphSession(export), GraphSession(artifact, evidence.verified_on)
-    if reference.is_decoder:
-        return _decoder(evidence, reference, candidate, _vocabulary(source), options)
-    return _encoder(evidence, reference, candidate, _vocabulary(source), options)
+    tokens = token_map(reference, candidate)
+    vocabulary = _vocabulary(source) if tokens is None else len(tokens.kept)
+    score = _decoder if reference.is_decoder else _encoder
+    return score(evidence, reference, candidate, tokens, vocabulary, options)
 
 
 def _decoder(
     evidence: Evidence,
     reference: GraphSession,
     candidate: GraphSession,
+    tokens: TokenMap | None,
     vocabulary: int,
     options: ProofOptions,
 ) -> Evidence:
@@ -56,8 +61,15 @@ def _decoder(
     scorer: Scorer = candidate
     if candidate.quantized_cache:
         scorer, said = CachedSteps(candidate.decoder_graph()), f"{said}, decoded {STEP} tokens a run"
-    divergence = compare(reference, scorer, windows)
-    layers = error_by_layer(reference, candidate, windows[0].ids[:, :_LAYER_TOKENS])
+    spoken_to = reference if tokens is None else OfKeptTokens(reference, tokens)
+    divergence = compare(spoken_to, scorer, windows)
+    first = windows[0].ids[:, :_LAYER_TOKENS]
+    layers = error_by_layer(reference, candidate, first, first if tokens is None else tokens.old(first))
+    if tokens is not None:
+        readers = (Reader(reference, reference.tokenizer()), Reader(scorer, candidate.tokenizer()))
+        both = same_text(*readers, [window.text for window in windows], length)
+        divergence = in_both(divergence, both)
+        said = f"{said}. {cut_decoder(tokens, both)}"
     decoding = decoding_parity(candidate, candidate.decoder_graph(), windows[0].ids, length)
     evidence = _in_range(evidence, candidate, windows[0].ids)
     return replace(evidence, protocol=said, divergence=divergence, decoding=decoding, layers=layers)
@@ -67,19 +79,25 @@ def _encoder(
     evidence: Evidence,
     reference: GraphSession,
     candidate: GraphSession,
+    tokens: TokenMap | None,
     vocabulary: int,
     options: ProofOptions,
 ) -> Evidence:
     text = evaluation_text(options.text)
     longest = min(_LONGEST_SENTENCE, candidate.manifest.context_length)
-    work = batches(sentences(options.sentences, text), candidate.tokenizer(), longest)
+    chosen = sentences(options.sentences, text)
+    if tokens is None:
+        work = batches(chosen, candidate.tokenizer(), longest)
+        parity, spoken_to = compare_encoders(reference, candidate, work), ""
+    else:
+        work, parity, spoken_to = compare_cut_encoders(reference, candidate, tokens, chosen, longest)
     for batch in work:
         _check_ids(batch.ids, vocabulary)
-    parity = compare_encoders(reference, candidate, work)
-    layers = error_by_layer(reference, candidate, work[0].ids[:1, : int(work[0].mask[0].sum())])
+    first = work[0].ids[:1, : int(work[0].mask[0].sum())]
+    layers = error_by_layer(reference, candidate, first, first if tokens is None else tokens.old(first))
     said = (
         f"{parity.sentences} sentences of {text.name} (sha256 {text.sha256[:12]}), special tokens added, "
-        f"at most {longest} tokens, ragged batches; cosine of masked means"
+        f"at most {longest} tokens, ragged batches; cosine of masked means{spoken_to}"
     )
     evidence = _in_range(evidence, candidate, work[0].ids[:1, : int(work[0].mask[0].sum())])
     return replace(evidence, protocol=said, encoder=parity, layers=layers)

@@ -11,6 +11,7 @@ _OWN: Mapping[str, tuple[str, str]] = {
     "calibrate-cache": ("onnxforge.compiler.calibrate_cache", "CalibrateCache"),
     "correlate-inputs": ("onnxforge.compiler.correlate_inputs", "CorrelateInputs"),
     "measure-gradients": ("onnxforge.compiler.measure_gradients", "MeasureGradients"),
+    "count-tokens": ("onnxforge.compiler.count_tokens", "CountTokens"),
     "mix-precision": ("onnxforge.compiler.mix_precision", "MixPrecision"),
     "search-skipped": ("onnxforge.compiler.search_skipped", "SearchSkipped"),
 }

@@ -42,21 +42,29 @@ def check_text_io(target: Target, source: Source) -> None:
         text_rules(source.sidecars["tokenizer.json"])
 
 
-def attach_text(model: ir.Model, source: Source, target: Target) -> None:
-    """Let the step find the tokenizer's rules on ``model``, where ``target`` has it.
+def check_answers(target: Target, source: Source, model: ir.Model) -> None:
+    """Refuse the step for a model that writes no text, before any pass runs.
 
     Raises:
-        RequestRefused: the model writes no text.
-        TextNotFollowed: its tokenizer cannot be followed.
+        RequestRefused: ``model``, of ``source``, is an encoder.
     """
-    if not asked(target):
-        return
-    if graph_kind(model) != "decoder":
+    if asked(target) and graph_kind(model) != "decoder":
         raise RequestRefused(
             f"--text-io: {source.ref} is an encoder, and the graph is one that answers with text. "
             "Leave --text-io out."
         )
-    attach_rules(model, text_rules(source.sidecars["tokenizer.json"]))
+
+
+def attach_text(model: ir.Model, source: Source, target: Target) -> None:
+    """Let the step find the tokenizer's rules on ``model``, where ``target`` has it.
+
+    ``source`` is the one with the tokenizer that goes with the model as it is now.
+
+    Raises:
+        TextNotFollowed: its tokenizer cannot be followed.
+    """
+    if asked(target):
+        attach_rules(model, text_rules(source.sidecars["tokenizer.json"]))
 
 
 def _check_provider(target: Target) -> None:

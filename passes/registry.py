@@ -14,6 +14,7 @@ NAMES: tuple[str, ...] = (
     "fuse-skip-norm",
     "prune-layers",
     "decompose-attention",
+    "prune-vocabulary",
     "fold-scales",
     "scale-inputs",
     "search-scales",

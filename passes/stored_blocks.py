@@ -120,6 +120,13 @@ def turned(source: ir.TensorProtocol, result: ir.TensorProtocol) -> None:
             result.meta[there] = source.meta[here]
 
 
+def kept_rows(source: ir.TensorProtocol, rows: tuple[int, ...], result: ir.TensorProtocol) -> None:
+    """Let ``result``, chosen rows of a matrix [N, K] or columns of one [K, N], carry their blocks."""
+    for key in (STORED_BLOCKS, STORED_BLOCKS_TURNED):
+        if key in source.meta:
+            result.meta[key] = _Joined(((source.meta[key], rows),))
+
+
 def joined(pieces: Sequence[tuple[ir.TensorProtocol, tuple[int, ...]]], result: ir.TensorProtocol) -> None:
     """Let ``result``, chosen columns of the matrices [K, N] side by side, carry their blocks.
 

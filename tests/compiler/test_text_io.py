@@ -20,7 +20,7 @@ from onnxforge.compiler.errors import RequestRefused, SelfCheckFailed
 from onnxforge.compiler.loop_check import reference
 from onnxforge.compiler.targets import TARGETS
 from onnxforge.compiler.text_check import PROMPT, check_decoding, check_text, decoder, has_text_graph
-from onnxforge.compiler.text_io_option import asked, attach_text, check_text_io, with_text_io
+from onnxforge.compiler.text_io_option import asked, check_answers, check_text_io, with_text_io
 from onnxforge.compiler.text_rules_of import shown
 from onnxforge.models.source import Source, SourceKind
 from onnxforge.runtimes import load
@@ -161,8 +161,8 @@ def test_an_encoder_is_refused(tiny_bpe: Callable):
         f"{header} encoder (int64[b,s] input_ids) => (int64[b,s] hidden) {{ hidden = Identity(input_ids) }}"
     )
     with pytest.raises(RequestRefused, match="here is an encoder"):
-        attach_text(model, source, with_text_io(FP32))
-    attach_text(model, source, FP32)
+        check_answers(with_text_io(FP32), source, model)
+    check_answers(FP32, source, model)
 
 
 def test_the_option_is_in_the_recipe(capsys: pytest.CaptureFixture[str]):
