@@ -18,6 +18,7 @@ from onnxforge.compiler.save import save_model, weight_bytes
 from onnxforge.compiler.served_source import served_source
 from onnxforge.compiler.sidecars import sidecars
 from onnxforge.compiler.speculation_option import undecided
+from onnxforge.compiler.step_progress import heard_by
 from onnxforge.compiler.targets import Target
 from onnxforge.compiler.text_io_option import attach_text, check_answers
 from onnxforge.compiler.tokenizer_agreement import check_agreement
@@ -106,7 +107,8 @@ def _run(model: ir.Model, target: Target, size: int, watch: Progress) -> Ledger:
         if following := next(names):
             watch.begin(following)
 
-    return run_passes(model, passes, on_done=done)
+    with heard_by(watch.during):
+        return run_passes(model, passes, on_done=done)
 
 
 def _derive(

@@ -10,6 +10,8 @@ from typing import Protocol, TextIO
 
 from onnxforge.compiler.observe import PassRecord
 
+_SECONDS_BETWEEN_LINES = 30
+
 
 class Progress(Protocol):
     """Hears what a compile is doing. Work is measured in bytes of weights handled."""
@@ -22,6 +24,9 @@ class Progress(Protocol):
 
     def advance(self, size: int) -> None:
         """``size`` more bytes are done."""
+
+    def during(self, detail: str) -> None:
+        """How far the stage is that began last. May be called often."""
 
     def end(self, detail: str) -> None:
         """The stage that began last is over; ``detail`` says what came of it."""
@@ -39,17 +44,21 @@ class Silent:
     def advance(self, size: int) -> None:
         """Ignore the advance."""
 
+    def during(self, detail: str) -> None:
+        """Ignore how far it is."""
+
     def end(self, detail: str) -> None:
         """Ignore the end."""
 
 
 class Lines:
-    """One plain line for each stage that ended, with its time and the share of the work done."""
+    """One plain line for each stage that ended, with its time and the share of the work done; of a stage that
+    takes minutes, one every half minute."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._total, self._done = 0, 0
-        self._stage, self._started = "", 0.0
+        self._stage, self._started, self._said = "", 0.0, 0.0
 
     def plan(self, size: int) -> None:
         """Set what 100% is."""
@@ -58,10 +67,17 @@ class Lines:
     def begin(self, stage: str) -> None:
         """Remember the stage and the time."""
         self._stage, self._started = stage, time.perf_counter()
+        self._said = self._started
 
     def advance(self, size: int) -> None:
         """Count the bytes."""
         self._done += size
+
+    def during(self, detail: str) -> None:
+        """Print a line, unless the last one is only seconds old."""
+        if time.perf_counter() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = time.perf_counter()
+            self.end(detail)
 
     def end(self, detail: str) -> None:
         """Print the line."""
@@ -125,6 +141,9 @@ def _bar(stream: TextIO, stack: ExitStack) -> Progress:
         def advance(self, size: int) -> None:
             super().advance(size)
             shown.advance(bar, size)
+
+        def during(self, detail: str) -> None:
+            shown.update(bar, description=f"{self._stage}: {detail}")
 
         def end(self, detail: str) -> None:
             shown.console.print(self.line(detail), markup=False, highlight=False)

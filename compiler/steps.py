@@ -10,6 +10,8 @@ _OWN: Mapping[str, tuple[str, str]] = {
     "calibrate": ("onnxforge.compiler.calibrate", "Calibrate"),
     "calibrate-cache": ("onnxforge.compiler.calibrate_cache", "CalibrateCache"),
     "correlate-inputs": ("onnxforge.compiler.correlate_inputs", "CorrelateInputs"),
+    "distill-blocks": ("onnxforge.compiler.distill_blocks", "DistillBlocks"),
+    "distill-logits": ("onnxforge.compiler.distill_logits", "DistillLogits"),
     "measure-gradients": ("onnxforge.compiler.measure_gradients", "MeasureGradients"),
     "count-tokens": ("onnxforge.compiler.count_tokens", "CountTokens"),
     "mix-precision": ("onnxforge.compiler.mix_precision", "MixPrecision"),

@@ -1,6 +1,10 @@
-"""A model small enough to read, and stand-ins for the parts of the house that load torch or take minutes."""
+"""A model small enough to read, and stand-ins for the parts of the house that load torch or take minutes.
+
+Helper modules beside these tests are importable by name.
+"""
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +20,8 @@ from onnxforge.compiler.request import CompileRequest
 from onnxforge.compiler.targets import Target
 from onnxforge.models.source import Source, SourceKind
 from onnxforge.passes.lazy import lazy_tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 VOCABULARY, HIDDEN = 32, 64
 
