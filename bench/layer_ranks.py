@@ -9,24 +9,23 @@ help topics, and docstrings of its standard library. Orders are measured on the 
 import argparse
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from record import record
 from weight_methods import FUSED, docstrings
 
 from onnxforge.compiler import pipeline
-from onnxforge.compiler.calibration_data import attach
+from onnxforge.compiler.calibration_data import CalibrationBatch, attach
 from onnxforge.compiler.calibration_tokens import tokenizer_of
 from onnxforge.compiler.eval_text import Window, cut, evaluation_text
-from onnxforge.compiler.graph_feeds import whole_sequence_feeds
 from onnxforge.compiler.layer_switches import layer_session
 from onnxforge.compiler.perplexity import perplexity
 from onnxforge.compiler.rank_layers import LAYER_RANK
-from onnxforge.compiler.switched_graph import SWITCH
+from onnxforge.compiler.sensitivity import SwitchSession
 from onnxforge.models import export_model, open_model
 from onnxforge.passes import notes
-from onnxforge.passes.layers import Unit
+from onnxforge.passes.layers import Unit, find_layers, spans_of
 
 ORDERS = (
     "rank-layers{by=damage,samples=8}",
@@ -41,18 +40,28 @@ ORDERS = (
 class Without:
     """The model less some layers, as a scorer."""
 
-    session: object
+    session: SwitchSession
     layers: int
     gone: tuple[int, ...] = ()
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """float32 [S, V]."""
-        inner = self.session._session
-        feeds = dict(whole_sequence_feeds(self.session._inputs, ids, np.ones_like(ids), "bench"))
-        switch = np.zeros((self.layers, 1, 1, 1), dtype=bool)
-        switch[list(self.gone)] = True
-        found: np.ndarray = inner.run(["logits"], feeds | {SWITCH: switch})[0][0]
+        choice = np.zeros((1, self.layers), dtype=bool)
+        choice[0, list(self.gone)] = True
+        found: np.ndarray = next(self.session.answers(choice, CalibrationBatch(ids, np.ones_like(ids))))[0, 0]
         return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """The first ``count`` layers of an order removed: perplexity ratios to the whole model, one per text."""
+
+    order: str
+    count: int
+    gone: list[int]
+    ratios: list[float]
+    seconds: float
+    """That the order took, for the most layers."""
 
 
 def main() -> int:
@@ -73,12 +82,14 @@ def main() -> int:
     for step in pipeline.parse(FUSED):
         step(model)
     tokenizer = tokenizer_of(source)
-    cuts = [cut(text, tokenizer, window=512, limit=asked.windows) for text in (evaluation_text(), docstrings())]
-    rows = []
+    texts = (evaluation_text(), docstrings())
+    cuts = [cut(text, tokenizer, window=512, limit=asked.windows) for text in texts]
+    work = [windows for windows, _ in cuts]
+    rows: list[Row] = []
     with layer_session(model, Unit(asked.unit)) as session:
-        layers = next(item.shape[0] for item in session._session.get_inputs() if item.name == SWITCH)
+        layers = len(spans_of(find_layers(model.graph), Unit(asked.unit)))
         scorer = Without(session, layers)
-        whole = scores(scorer, [windows for windows, _ in cuts])
+        whole = scores(scorer, work)
         for text in (text for text in ORDERS if re.search(asked.only, text)):
             options = f"count={max(counts)},unit={asked.unit},"
             step = pipeline.parse_pass(text.replace("{", "{" + options))
@@ -89,25 +100,32 @@ def main() -> int:
             order = [int(note.where.split()[1]) for note in seen if note.what == LAYER_RANK]
             for count in counts:
                 scorer.gone = tuple(order[:count])
-                ratios = [a / b for a, b in zip(scores(scorer, [w for w, _ in cuts]), whole, strict=True)]
-                rows.append({"order": text, "count": count, "gone": order[:count], "ratios": ratios, "s": seconds})
+                ratios = [a / b for a, b in zip(scores(scorer, work), whole, strict=True)]
+                rows.append(Row(text, count, order[:count], ratios, seconds))
                 print(rows[-1], flush=True)
     record(
         asked.name,
         f"Which {asked.unit}s of {asked.decoder} can go: perplexity ratios",
-        {"protocols": [said.sentence() for _, said in cuts], "whole": whole, "rows": rows},
+        {
+            "protocols": [said.sentence() for _, said in cuts],
+            "whole": whole,
+            "rows": [asdict(row) for row in rows],
+        },
         ("order", "removed", "which, in order", "text 1", "text 2", "measured in"),
         [
             (
-                row["order"],
-                f"{row['count']} of {layers}",
-                "+".join(map(str, row["gone"])),
-                *(f"{ratio:.3f}" for ratio in row["ratios"]),
-                f"{row['s']:.0f} s",
+                row.order,
+                f"{row.count} of {layers}",
+                "+".join(map(str, row.gone)),
+                *(f"{ratio:.3f}" for ratio in row.ratios),
+                f"{row.seconds:.0f} s",
             )
             for row in rows
         ],
-        [f"Text {n + 1}: {said.sentence()}. The whole model: {whole[n]:.3f}." for n, (_, said) in enumerate(cuts)],
+        [
+            f"Text {n + 1}: {said.sentence()}. The whole model: {whole[n]:.3f}."
+            for n, (_, said) in enumerate(cuts)
+        ],
     )
     return 0
 

@@ -42,7 +42,7 @@ class SwitchSession:
             held = self._held(reference, batch)
             count += held
             start = 0
-            for answers in self._answers(choices, batch):
+            for answers in self.answers(choices, batch):
                 for row, found in enumerate(answers):
                     total[start + row] += held * _distance(self.answer, reference, found, batch.mask)
                 start += len(answers)
@@ -53,7 +53,7 @@ class SwitchSession:
         key = batch.ids.tobytes() + batch.mask.tobytes()
         if key not in self._references:
             path = self._folder / f"reference{len(self._references)}.npy"
-            np.save(path, next(self._answers(np.zeros((1, sites), dtype=bool), batch))[0])
+            np.save(path, next(self.answers(np.zeros((1, sites), dtype=bool), batch))[0])
             self._references[key] = path
         found: np.ndarray = np.load(self._references[key], mmap_mode="r")
         return found
@@ -62,7 +62,7 @@ class SwitchSession:
         tokens = self.answer == "logits" and reference.shape[:2] == batch.mask.shape
         return int(batch.mask.sum()) if tokens else len(batch.mask)
 
-    def _answers(self, choices: np.ndarray, batch: CalibrationBatch) -> Iterator[np.ndarray]:
+    def answers(self, choices: np.ndarray, batch: CalibrationBatch) -> Iterator[np.ndarray]:
         """float32 [c, B, ...] for some of ``choices`` after the other, as many as fit."""
         size, at_once = len(batch.ids), 1
         start = 0
