@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from onnxforge.runtimes.text_tokenizer import TextTokenizer
 
 _TOKENIZER = "tokenizer.json"
 _CHAT = (_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_EVERY = 1 << 40
+_USER, _ASSISTANT, _SYSTEM = ({"role": role, "content": "a"} for role in ("user", "assistant", "system"))
+_CONVERSATIONS = ((_USER,), (_SYSTEM, _USER), (_USER, _ASSISTANT, _USER))
 
 
 class RecordTokens:
@@ -47,6 +51,16 @@ class RecordTokens:
         if isinstance(content[0], Mapping):
             return self._chat([m for m in content if isinstance(m, Mapping)], longest, record.where)
         return self._given(np.asarray(content, dtype=object), longest, record.where)
+
+    def of_template(self) -> np.ndarray:
+        """int64 [T]: what the chat template itself puts around messages; nothing without one."""
+        written = []
+        for messages in _CONVERSATIONS if self._template is not None else ():
+            with suppress(RequestError):  # some allow no system message, or no second question
+                assert self._template is not None
+                written.append(self._template.render(messages, add_generation_prompt=True))
+        found = [self._text(text, _EVERY, "chat template", special=False) for text in written]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
     def _text(self, text: str, longest: int, where: str, special: bool = True) -> np.ndarray:
         if self._tokenizer is None:

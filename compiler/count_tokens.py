@@ -36,7 +36,8 @@ class CountTokens(GraphPass):
     """Leave on the model how often the calibration data uses each token. Nothing in the graph changes.
 
     All of the data is read, not the few windows that other steps run the graph on: the graph does not run
-    here, and tokens are many. Give what the model will read and write, answers and chat templates included.
+    here, and tokens are many. Give what the model will read and write, answers included. What the chat
+    template writes counts as needed.
     """
 
     summary: ClassVar[str] = "which tokens the calibration data uses, and how often (for prune-vocabulary)"
@@ -82,7 +83,7 @@ class CountTokens(GraphPass):
             )
         exists, needed = np.zeros((2, len(counts)), dtype=np.bool_)
         exists[list(pieces.ids.values())] = True
-        needed[list(needed_ids)] = True
+        needed[[*needed_ids, *reader.of_template()]] = True
         leave_counts(model, TokenCounts(counts, exists, needed, pieces.parts))
         used = int((counts > 0).sum())
         notes.match(WHAT, f"{used:,} of {len(pieces.ids):,} in {total:,} tokens of {data.corpus.name}")

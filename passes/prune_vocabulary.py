@@ -42,12 +42,14 @@ class PruneVocabulary(GraphPass):
         "keep the tokens that a corpus uses; embedding, head and tokenizer shrink together"
     )
 
-    keep: float = 0.0
-    """How many tokens are kept: a share of the vocabulary up to 1, a number above. The most used come first;
-    when all that the corpus uses are in, the tokenizer's own order, which is that of common use. 0 keeps
-    those that the corpus uses."""
+    share: float = 0.0
+    """Of the vocabulary that is removed. The most used tokens stay; where that leaves room for more than the
+    corpus uses, the tokenizer's own order goes on, which is that of common use. 0 keeps what the corpus uses,
+    and no more."""
+    keep: int = 0
+    """The same as a number: how many tokens stay. 0: as ``share`` says."""
     min_count: int = 1
-    """With ``keep=0``: how often the corpus has to use a token."""
+    """Where neither is given: how often the corpus has to use a token that stays."""
     multiple: int = 32
     """Round the number of tokens up to a multiple of this, for kernels that want one."""
 
@@ -55,12 +57,16 @@ class PruneVocabulary(GraphPass):
         """Refuse options that mean nothing, and a model whose tokens were not counted.
 
         Raises:
-            PassRefused: a negative option, ``keep`` beside ``min_count``, or no counts on the model.
+            PassRefused: an option out of its range, two that say how many, or no counts on the model.
         """
+        if not 0 <= self.share < 1:
+            raise PassRefused(f"{self.text()}: share is {self.share}; it must be at least 0 and below 1.")
         if self.keep < 0 or self.min_count < 1 or self.multiple < 1:
             raise PassRefused(f"{self.text()}: keep is at least 0, min_count and multiple are at least 1.")
-        if self.keep and self.min_count > 1:
-            raise PassRefused(f"{self.text()}: keep says how many tokens, so min_count has nothing to say.")
+        if (self.share > 0) + (self.keep > 0) + (self.min_count > 1) > 1:
+            raise PassRefused(
+                f"{self.text()}: share, keep and min_count each say how many tokens stay: give one."
+            )
         if counts_of(model) is None:
             raise PassRefused(
                 f"{self.text()}: nobody counted the tokens of a corpus. Put `count-tokens` in front of it."
@@ -96,8 +102,8 @@ class PruneVocabulary(GraphPass):
         have = int(counts.exists.sum())
         kept = counts.closure(np.flatnonzero(counts.needed & counts.exists).tolist())
         least = len(kept)
-        wanted = round(self.keep * have) if self.keep <= 1 else round(self.keep)
-        if not self.keep:
+        wanted = self.keep or round((1 - self.share) * have)
+        if not self.keep and not self.share:
             kept |= counts.closure(np.flatnonzero(counts.counts >= self.min_count).tolist())
             wanted = len(kept)
         wanted = min(-(-wanted // self.multiple) * self.multiple, have)

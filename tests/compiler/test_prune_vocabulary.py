@@ -267,6 +267,19 @@ def test_counts_are_those_of_the_tokenizer(counted: Callable):
     assert counts.needed.sum() == 3 + 256
 
 
+def test_what_the_chat_template_writes_is_needed(counted: Callable, corpus: Path):
+    model, source = counted()
+    plain = counts_of(model).needed
+    template = b"{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}the model: "
+    chatty = replace(source, sidecars={**source.sidecars, "chat_template.jinja": template})
+    attach(model, chatty, str(corpus))
+    CountTokens()(model)
+    ids = Tokenizer.from_str(source.sidecars["tokenizer.json"].decode()).encode("the model: ").ids
+    added = set(np.flatnonzero(counts_of(model).needed)) - set(np.flatnonzero(plain))
+    assert added == set(ids) - set(np.flatnonzero(plain))
+    assert added
+
+
 def test_given_ids_follow(counted: Callable, tmp_path: Path):
     model, _ = counted()
     PruneVocabulary(multiple=1)(model)
@@ -403,7 +416,7 @@ def test_no_tokenizer_is_refused_before_the_export():
 
 def test_a_target_file_can_ask_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "small.toml"
-    passes = [*find_target("cpu-fp32").passes[:-1], "count-tokens", "prune-vocabulary{keep=0.5}", "cleanup"]
+    passes = [*find_target("cpu-fp32").passes[:-1], "count-tokens", "prune-vocabulary{share=0.5}", "cleanup"]
     file.write_text(f'name = "small"\nsummary = "s"\npasses = {json.dumps(passes)}\n')
     arguments = [
         "m",
@@ -413,7 +426,7 @@ def test_a_target_file_can_ask_for_it(tmp_path: Path, capsys: pytest.CaptureFixt
         "a.txt",
         "--dry-run",
         "--set",
-        "prune-vocabulary.keep=9000",
+        "prune-vocabulary.share=0.75",
     ]
     assert cli.run_verb("compile", arguments) == 0
-    assert "prune-vocabulary{keep=9000.0}" in json.loads(capsys.readouterr().out)["target"]["passes"]
+    assert "prune-vocabulary{share=0.75}" in json.loads(capsys.readouterr().out)["target"]["passes"]

@@ -131,8 +131,8 @@ def test_an_id_that_the_graph_looks_for_must_be_kept():
         (PruneVocabulary(multiple=1, min_count=2), [0, 1, 3, 5, 30, 39]),
         (PruneVocabulary(multiple=8), [0, 1, 2, 3, 5, 7, 30, 39]),
         (PruneVocabulary(multiple=1, keep=5), [0, 1, 3, 5, 39]),
-        (PruneVocabulary(multiple=1, keep=0.125), [0, 1, 3, 5, 39]),
-        (PruneVocabulary(multiple=1, keep=0.25), [0, 1, 2, 3, 4, 5, 6, 7, 30, 39]),
+        (PruneVocabulary(multiple=1, share=0.875), [0, 1, 3, 5, 39]),
+        (PruneVocabulary(multiple=1, share=0.75), [0, 1, 2, 3, 4, 5, 6, 7, 30, 39]),
     ],
 )
 def test_which_tokens_are_kept(step, wanted):
@@ -154,12 +154,12 @@ def test_what_a_token_is_merged_from_comes_with_it():
 def test_rows_that_are_no_token_go():
     """Vocabularies are padded for the hardware; the tokenizer knows 32 of 40."""
     model = counted(graph(TIED, E=random(V, H)), size=32)
-    PruneVocabulary(keep=1.0)(model)
+    PruneVocabulary(keep=99)(model)
     assert kept(model) == list(range(32))
 
 
 def test_everything_kept_changes_nothing():
-    assert declined(PruneVocabulary(keep=1.0), tied()) == ""
+    assert declined(PruneVocabulary(keep=V), tied()) == ""
 
 
 def test_twice_leads_back_to_the_first_ids():
@@ -280,7 +280,9 @@ def test_a_generator_with_logits_of_another_width_is_refused():
         (PruneVocabulary(keep=-1), "keep is at least 0"),
         (PruneVocabulary(min_count=0), "min_count and multiple are at least 1"),
         (PruneVocabulary(multiple=0), "min_count and multiple are at least 1"),
-        (PruneVocabulary(keep=0.5, min_count=2), "min_count has nothing to say"),
+        (PruneVocabulary(keep=9, min_count=2), "each say how many tokens stay"),
+        (PruneVocabulary(keep=9, share=0.5), "each say how many tokens stay"),
+        (PruneVocabulary(share=1.0), r"share is 1\.0; it must be"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(step, message):
