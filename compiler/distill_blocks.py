@@ -12,6 +12,7 @@ from onnxforge.compiler.distillation_cache import DistillationCache, Learned, di
 from onnxforge.compiler.distillation_text import DistillationText, TextBatch, distillation_text
 from onnxforge.compiler.layer_distillation import LayerPair, Side, layer_pairs, learn_layer, weights_of
 from onnxforge.compiler.step_progress import say
+from onnxforge.compiler.stream_refit import last_product
 from onnxforge.compiler.student_answers import answer_loss, answer_of
 from onnxforge.compiler.torch_graph import TorchGraph, Weights
 from onnxforge.compiler.trainable_weights import put_back, trainable_weights
@@ -37,8 +38,9 @@ class DistillBlocks(GraphPass):
         student   ids ─ layer 0 ─── stream ─── layer 1 ─── stream ─ ...
 
     A layer reads the student's own stream, errors of the layers before it included, so that it learns to
-    mend them too. All its matrices, biases and norms learn; a table that embedding and head share does not.
-    Two layers and the streams are in memory at a time, never a whole model.
+    mend them too. Its last matrix is solved for at once (:mod:`onnxforge.compiler.stream_refit`); for the
+    rest of the time all its matrices, biases and norms learn by AdamW. A table that embedding and head share
+    does not. Two layers and the streams are in memory at a time, never a whole model.
 
     A layer stays as it was where held-out text shows no gain, and so does the whole model where its answers
     on that text came no closer to the teacher's. Interrupted, the next compile of the same goes on behind the
@@ -149,7 +151,7 @@ class _Course:
             say(
                 f"layer {index + 1} of {len(pairs)}, {clock.elapsed() / 60:.1f} of {self._step.minutes:g} min"
             )
-            target = self._teacher.part(pair)
+            target = self._teacher.part(pair, also=self._sums(pair))
             self._teacher.move(target, pair, self._batches)
             as_it_was = self._untrained.part(pair)
             self._untrained.move(as_it_was, pair, self._held_out)
@@ -157,6 +159,14 @@ class _Course:
             trained |= self._layer(index, pair, clock, len(pairs))
         before = self._distance(self._untrained, pairs[-1])
         return trained, before, self._distance(self._student, pairs[-1])
+
+    def _sums(self, pair: LayerPair) -> list[ir.Value]:
+        """The teacher's sum behind its last matrix, where it is found."""
+        product = last_product(pair.end[0])
+        name = product.total.name if product is not None else None
+        made = (value for node in self._teacher.graph for value in node.outputs)
+        self._teacher.also = {}
+        return [value for value in made if name is not None and value.name == name]
 
     def _layer(self, index: int, pair: LayerPair, clock: Clock, layers: int) -> dict[ir.Value, np.ndarray]:
         """Learn one layer, or take it from the cache, and let the student's stream go through it."""
@@ -186,7 +196,7 @@ class _Course:
         part, outcome = learn_layer(
             pair,
             self._student,
-            self._teacher.streams,
+            self._teacher,
             self._text,
             self._places,
             clock=Clock(max(left, 0.0)),

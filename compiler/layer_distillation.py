@@ -1,7 +1,7 @@
 """One layer after the other: each of the student's learns to give the stream that the teacher's gives."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -9,12 +9,14 @@ import torch
 
 from onnxforge.compiler.distillation_losses import stream_error
 from onnxforge.compiler.distillation_text import DistillationText, TextBatch
+from onnxforge.compiler.stream_refit import LastProduct, Residual, best_change, last_product
 from onnxforge.compiler.torch_graph import TorchGraph
 from onnxforge.compiler.trainable_weights import trainable_weights
-from onnxforge.compiler.training_run import Clock, Outcome, train
+from onnxforge.compiler.training_run import Clock, Outcome, held_out_loss, train
 from onnxforge.passes.base import PassRefused
 from onnxforge.passes.layers import LayersNotFound, find_layers
 
+_LOOKS = 4
 Streams = dict[int, torch.Tensor]
 """By place of the batch: what flows between two layers, float32 [B, S, H]. Empty in front of the first."""
 
@@ -67,29 +69,39 @@ class Side:
         self.graph = graph
         self._which = which
         self.streams: Streams = {}
+        self.also: Streams = {}
+        """What else the last layer was asked for."""
 
-    def part(self, pair: LayerPair, leaves: Sequence[ir.Value] = ()) -> TorchGraph:
-        """The layer in torch, from the stream to the stream."""
+    def part(
+        self, pair: LayerPair, leaves: Sequence[ir.Value] = (), also: Sequence[ir.Value] = ()
+    ) -> TorchGraph:
+        """The layer in torch, from the stream to the stream, and to values inside it that are wanted too."""
         given = [*self.graph.inputs, *([pair.start[self._which]] if pair.start is not None else [])]
-        return TorchGraph(self.graph, [pair.end[self._which]], given=given, leaves=leaves)
+        return TorchGraph(self.graph, [pair.end[self._which], *also], given=given, leaves=leaves)
 
-    def run(self, part: TorchGraph, pair: LayerPair, place: int, batch: TextBatch) -> torch.Tensor:
-        """The layer's end for one batch."""
+    def run(
+        self, part: TorchGraph, pair: LayerPair, place: int, batch: TextBatch
+    ) -> tuple[torch.Tensor, ...]:
+        """The layer's end, and what else was wanted, for one batch."""
         feeds = batch.feeds(self.graph)
         if pair.start is not None:
             feeds[pair.start[self._which].name or ""] = self.streams[place]
-        return part(feeds)[0]
+        return part(feeds)
 
     def move(self, part: TorchGraph, pair: LayerPair, batches: Mapping[int, TextBatch]) -> None:
         """Let the streams of all batches go through the layer."""
+        streams: Streams = {}
         with torch.no_grad():
-            self.streams = {place: self.run(part, pair, place, batch) for place, batch in batches.items()}
+            for place, batch in batches.items():
+                streams[place], *also = self.run(part, pair, place, batch)
+                self.also |= {place: also[0]} if also else {}
+        self.streams = streams
 
 
 def learn_layer(
     pair: LayerPair,
     student: Side,
-    targets: Streams,
+    teacher: Side,
     text: DistillationText,
     places: Mapping[int, int],
     *,
@@ -97,30 +109,66 @@ def learn_layer(
     learning_rate: float,
     seed: int,
 ) -> tuple[TorchGraph, Outcome]:
-    """Train the student's layer, on its own stream, towards ``targets``: the teacher's stream behind it.
+    """Train the student's layer, on its own stream, towards the stream that the teacher has behind it.
 
+    First its last matrix is solved for (:mod:`onnxforge.compiler.stream_refit`), then all of it is trained.
     ``places`` tells the place of a batch by its id. The layer comes back trained, or as it was.
     """
-    part = student.part(pair, trainable_weights(pair.nodes))
+    product = last_product(pair.end[0])
+    inside = [product.data, product.total] if product is not None else []
+    part = student.part(pair, trainable_weights(pair.nodes), inside)
 
     def objective(batch: TextBatch) -> torch.Tensor:
         place = places[id(batch)]
-        said = student.run(part, pair, place, batch)
-        return stream_error(said, targets[place], batch.mask.bool())
+        said = student.run(part, pair, place, batch)[0]
+        return stream_error(said, teacher.streams[place], batch.mask.bool())
 
-    parameters = list(part.parameters.values())
-    looks = 4
+    before = held_out_loss(objective, text.held_out)
+    if product is not None and product.weight in part.parameters and len(teacher.also) == len(places):
+        halves = [
+            _residual(part, pair, student, teacher, {places[id(batch)]: batch for batch in batches})
+            for batches in (text.learned, text.held_out)
+        ]
+        _refit(part, product, *halves)
     outcome = train(
-        parameters,
+        list(part.parameters.values()),
         objective,
         text.learned,
         text.held_out,
         clock=clock,
         learning_rate=learning_rate,
-        looks=looks,
+        looks=_LOOKS,
         seed=seed,
     )
-    return part, outcome
+    return part, replace(outcome, before=before)
+
+
+def _refit(part: TorchGraph, product: LastProduct, learned: Residual, held_out: Residual) -> None:
+    """Change the last matrix as held-out text likes it best."""
+    change = best_change(learned, held_out)
+    if change is None:
+        return
+    added = torch.from_numpy((change.T if product.transposed else change).astype(np.float32))
+    with torch.no_grad():
+        part.parameters[product.weight].add_(added)
+
+
+def _residual(
+    part: TorchGraph, pair: LayerPair, student: Side, teacher: Side, batches: Mapping[int, TextBatch]
+) -> Residual:
+    """What is left to learn in the sum behind the last matrix, over ``batches``."""
+    found: Residual | None = None
+    for place, batch in batches.items():
+        with torch.no_grad():
+            _, data, total = student.run(part, pair, place, batch)
+        real = batch.mask.bool()
+        rows = [tensor[real].numpy() for tensor in (data, total, teacher.also[place])]
+        if found is None:
+            sizes = rows[0].shape[1], rows[1].shape[1]
+            found = Residual(np.zeros((sizes[0],) * 2), np.zeros(sizes))
+        found.add(*rows)
+    assert found is not None  # there is a batch to learn from, and one that is held out
+    return found
 
 
 def weights_of(part: TorchGraph) -> dict[str, np.ndarray]:

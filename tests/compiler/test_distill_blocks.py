@@ -7,8 +7,15 @@ import pytest
 import torch
 from damaged_students import answers, bytes_of, damaged, fused, text
 
-from onnxforge.compiler import distill_blocks, distillation_cache, layer_distillation, training_run
+from onnxforge.compiler import (
+    distill_blocks,
+    distill_logits,
+    distillation_cache,
+    layer_distillation,
+    training_run,
+)
 from onnxforge.compiler.distill_blocks import WHAT, DistillBlocks
+from onnxforge.compiler.distill_logits import DistillLogits
 from onnxforge.compiler.distillation_losses import logits_loss, stream_error
 from onnxforge.compiler.layer_distillation import layer_pairs
 from onnxforge.compiler.step_progress import heard_by
@@ -16,7 +23,9 @@ from onnxforge.compiler.student_answers import answer_loss
 from onnxforge.compiler.trainable_weights import trainable_weights
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
+from onnxforge.passes.prune_heads import PruneHeads
 from onnxforge.passes.prune_layers import PruneLayers
+from onnxforge.passes.prune_mlp import PruneMlp
 from onnxforge.passes.unpruned import remember_unpruned, unpruned
 
 QUICK = DistillBlocks(minutes=0.12, learning_rate=2e-3)
@@ -64,6 +73,20 @@ def test_a_model_without_two_layers_learns_the_stream_behind_them(tiny_export):
     assert len(layer_pairs(model.graph, unpruned(model).graph)) == 3
     assert QUICK(model).modified
     assert loss(model, "logits") < before
+
+
+@pytest.mark.parametrize("step", [QUICK, DistillLogits(minutes=0.05, learning_rate=1e-3)], ids=str)
+def test_a_model_with_fewer_heads_channels_and_layers_learns(tiny_export, monkeypatch, step):
+    monkeypatch.setattr(distill_logits, "distillation_text", lambda *_, **__: text())
+    model = fused(tiny_export("llama"))
+    PruneLayers(layers="3")(model)
+    PruneHeads(share=0.5, unit="group", score="magnitude", refit=False)(model)
+    PruneMlp(share=0.25, score="magnitude", refit=False, multiple=4)(model)
+    before = loss(model, "logits")
+    assert step(model).modified
+    assert loss(model, "logits") < 0.97 * before
+    past = next(value for value in model.graph.inputs if value.name == "past_key_values.3.key")
+    assert past.shape[1] == 1
 
 
 def test_a_model_that_answers_as_its_teacher_stays_as_it_is(tiny_export):
