@@ -47,7 +47,7 @@ class DistillLogits(GraphPass):
     """Windows of a decoder. Shorter samples (sentences, records) are as many as give as many tokens."""
     tokens: int = 128
     """Tokens of a window; the most that a sentence may have."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-5
     """Of AdamW, at its height."""
     temperature: float = 1.0
     """Softens both distributions where it is above 1."""
