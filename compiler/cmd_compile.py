@@ -91,6 +91,22 @@ _TextIo = Annotated[
         help="Write onnx/model_text.onnx too: text in, text out, with the tokenizer in the graph.",
     ),
 ]
+_Prune = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UNIT=SHARE,...",
+        help="Remove a share of mlp (channels), heads, kv-heads, layers or attentions (or a number of the "
+        "last two): mlp=0.2,layers=4.",
+    ),
+]
+_Recover = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|refit|distill[=MINUTES]",
+        help="What makes up for what --prune removed: nothing, least squares (the default), or block-wise "
+        "distillation behind it (distill-logits: of the whole model).",
+    ),
+]
 _Draft = Annotated[
     str | None,
     typer.Option(
@@ -117,6 +133,8 @@ def compile_(
     speculation: _Speculation = None,
     text_io: _TextIo = False,
     draft: _Draft = None,
+    prune: _Prune = None,
+    recover: _Recover = None,
     eval_text: _EvalText = None,
     allow_missed_budget: Annotated[
         bool, typer.Option("--allow-missed-budget", help="Publish even if the result is worse than promised.")
@@ -126,7 +144,21 @@ def compile_(
 ) -> None:
     """Compile MODEL into one folder that plain ONNX Runtime runs, and prove it against its source."""
     edits = tuple(set_ or ()), tuple(without or ())
-    recipe = plan(model, target, task, revision, *edits, config, kv, calibration, speculation, text_io, draft)
+    recipe = plan(
+        model,
+        target,
+        task,
+        revision,
+        *edits,
+        config,
+        kv,
+        calibration,
+        speculation,
+        text_io,
+        draft,
+        prune,
+        recover,
+    )
     if dry_run:
         from onnxforge.compiler.recipe import to_json
 
@@ -172,6 +204,8 @@ def plan(
     speculation: str | None = None,
     text_io: bool = False,
     draft: str | None = None,
+    prune: str | None = None,
+    recover: str | None = None,
 ) -> Recipe:
     """The recipe that the options ask for, with every name in it checked.
 
@@ -181,6 +215,7 @@ def plan(
     from onnxforge.compiler import pipeline
     from onnxforge.compiler.draft_option import with_draft
     from onnxforge.compiler.errors import RequestRefused
+    from onnxforge.compiler.prune_option import with_pruning
     from onnxforge.compiler.recipe import read_recipe
     from onnxforge.compiler.speculation_option import check_speculation, with_speculation
     from onnxforge.compiler.target_file import find_target
@@ -198,7 +233,12 @@ def plan(
         raise RequestRefused(
             "Say what to compile: a folder, org/name, a .gguf or .onnx file, or smollm2-135m."
         )
-    chosen = with_cache(recipe.target, kv) if kv is not None else recipe.target
+    if recover is not None and prune is None:
+        raise RequestRefused(
+            f"--recover {recover}: nothing is pruned. Say what with --prune, or leave it out."
+        )
+    chosen = with_pruning(recipe.target, prune, recover) if prune is not None else recipe.target
+    chosen = with_cache(chosen, kv) if kv is not None else chosen
     chosen = with_speculation(chosen, speculation) if speculation is not None else chosen
     chosen = with_text_io(chosen) if text_io else chosen
     chosen = with_draft(chosen, draft) if draft is not None else chosen

@@ -1,4 +1,4 @@
-"""``inspect PATH`` and ``inspect --diff A B``: what a graph is made of."""
+"""``inspect PATH``, ``inspect --diff A B``, ``inspect --prunable MODEL``: what a graph is made of."""
 
 import dataclasses
 import json
@@ -41,16 +41,42 @@ class Anatomy:
     outputs: tuple[str, ...]
 
 
-def inspect(path: _Path = None, diff: _Diff = None, as_json: AsJson = False, debug: Debug = False) -> None:
+_Prunable = Annotated[
+    str | None,
+    typer.Option(
+        "--prunable",
+        metavar="MODEL",
+        help="Show what can be removed of a model (anything that compile takes) or an artifact, and what "
+        "shrinks with it.",
+    ),
+]
+
+
+def inspect(
+    path: _Path = None,
+    diff: _Diff = None,
+    prunable: _Prunable = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Show a graph's operators, weights by type, sizes and what was fused; or the difference between two."""
-    if (path is None) == (diff is None):
-        raise typer.BadParameter("give one PATH, or --diff A B")
-    if path is not None:
+    if [path, diff, prunable].count(None) != 2:
+        raise typer.BadParameter("give one PATH, --diff A B, or --prunable MODEL")
+    if prunable is not None:
+        _show_prunable(prunable, as_json)
+    elif path is not None:
         anatomy = dissect(path)
         print(json.dumps(dataclasses.asdict(anatomy), indent=2) if as_json else _page(anatomy))
     elif diff is not None:
         before, after = map(dissect, diff)
         print(json.dumps(_changes(before, after), indent=2) if as_json else _diff_page(before, after))
+
+
+def _show_prunable(ref: str, as_json: bool) -> None:
+    from onnxforge.compiler.prunable import page, prunable
+
+    facts = prunable(ref)
+    print(json.dumps(dataclasses.asdict(facts), indent=2) if as_json else page(facts))
 
 
 def dissect(path: Path) -> Anatomy:

@@ -1,0 +1,140 @@
+"""``--prune mlp=0.2,heads=0.1,layers=4`` and ``--recover``: what they do to a target."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from onnxforge.compiler.errors import RequestRefused
+from onnxforge.compiler.nearest import nearest
+from onnxforge.compiler.targets import Bound, BudgetLine, Target
+
+_BEFORE = frozenset(
+    (
+        "canonicalize",
+        "fuse-norm",
+        "fuse-rotary",
+        "fuse-attention",
+        "pack-qkv",
+        "fuse-activation",
+        "limit-logits",
+    )
+)
+"""Pruning comes behind these, which make units easy to see, and before all that measures or quantizes."""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What ``--prune NAME=VALUE`` inserts."""
+
+    steps: str
+    """``{}`` stands for the value."""
+    counted: bool = False
+    """Whole numbers are allowed too, and are a count."""
+    refits: bool = True
+
+
+_UNITS: Mapping[str, _Unit] = {
+    "layers": _Unit("rank-layers prune-layers{{count={}}}", counted=True, refits=False),
+    "attentions": _Unit(
+        "rank-layers{{unit=attention}} prune-layers{{count={},unit=attention}}", counted=True, refits=False
+    ),
+    "kv-heads": _Unit("correlate-inputs prune-heads{{share={},unit=group{refit}}}"),
+    "heads": _Unit("correlate-inputs prune-heads{{share={}{refit}}}"),
+    "mlp": _Unit("correlate-inputs prune-mlp{{share={}{refit}}}"),
+}
+"""In the order in which they run, whatever the order on the command line: large pieces first."""
+_RECOVERY: Mapping[str, str] = {
+    "none": "",
+    "refit": "",
+    "distill": "distill-blocks{{minutes={}}}",
+    "distill-logits": "distill-logits{{minutes={}}}",
+}
+_MINUTES = 10
+_BUDGET: Mapping[str, BudgetLine] = {
+    # Pruning is not free of loss: SmolLM2-135M without a fifth of its FFN channels is at 1.2.
+    # At 1.5 a smaller model, or the same one at 4 bits, is the better bargain.
+    "perplexity_ratio": BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.5),
+    "cosine": BudgetLine("cosine", Bound.AT_LEAST, 0.95),
+}
+
+
+def with_pruning(target: Target, text: str, recover: str | None = None) -> Target:
+    """``target`` with the pruning that ``text`` asks for, and ``recover`` behind it.
+
+    Promises of equal numbers (``max_abs``) and close ones are replaced by wider ones; looser promises stay.
+
+    Raises:
+        RequestRefused: an unknown unit or recovery, or a value that means nothing.
+    """
+    asked = _parsed(text)
+    kind, _, minutes = (recover or "refit").partition("=")
+    steps = [step for name in _UNITS if name in asked for step in _steps(name, asked[name], kind)]
+    steps += _recovery(kind, minutes)
+    ahead = ahead_of_pruning(target)
+    passes = (*ahead, *steps, *target.passes[len(ahead) :])
+    return replace(target, passes=passes, budget=_budget(target.budget))
+
+
+def ahead_of_pruning(target: Target) -> tuple[str, ...]:
+    """The passes of ``target`` that run before anything is pruned."""
+    named = enumerate(target.pass_names)
+    return target.passes[: next((i for i, name in named if name not in _BEFORE), len(target.passes))]
+
+
+def _parsed(text: str) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = part.partition("=")
+        if name not in _UNITS:
+            raise RequestRefused(
+                f"--prune {part}: `{name}` is nothing that can be removed{nearest(name, tuple(_UNITS))} "
+                f"Known: {', '.join(_UNITS)}."
+            )
+        if name in found:
+            raise RequestRefused(f"--prune {text}: `{name}` is there twice.")
+        found[name] = _checked(name, value)
+    if not found:
+        raise RequestRefused(f"--prune: say what, for example mlp=0.2 (known: {', '.join(_UNITS)}).")
+    return found
+
+
+def _checked(name: str, value: str) -> str:
+    unit = _UNITS[name]
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    whole = unit.counted and number >= 1 and number == int(number)
+    if not (0 < number < 1 or whole):
+        wanted = "a share between 0 and 1" + (", or how many" if unit.counted else "")
+        raise RequestRefused(f"--prune {name}={value}: `{name}` wants {wanted}.")
+    return str(int(number)) if whole else f"{number:g}"
+
+
+def _steps(name: str, value: str, recovery: str) -> Iterable[str]:
+    unit = _UNITS[name]
+    plain = recovery == "none" and unit.refits
+    return unit.steps.format(value, refit=",refit=false" if plain else "").split()
+
+
+def _recovery(kind: str, minutes: str) -> list[str]:
+    if kind not in _RECOVERY:
+        raise RequestRefused(
+            f"--recover {kind}: there is no such recovery{nearest(kind, tuple(_RECOVERY))} "
+            f"Known: {', '.join(_RECOVERY)}."
+        )
+    if not _RECOVERY[kind]:
+        if minutes:
+            raise RequestRefused(f"--recover {kind}={minutes}: `{kind}` takes no minutes.")
+        return []
+    try:
+        length = float(minutes or _MINUTES)
+    except ValueError:
+        length = 0.0
+    if not 0 < length < float("inf"):
+        raise RequestRefused(f"--recover {kind}={minutes}: write the minutes, as in {kind}={_MINUTES}.")
+    return [_RECOVERY[kind].format(f"{length:g}")]
+
+
+def _budget(lines: tuple[BudgetLine, ...]) -> tuple[BudgetLine, ...]:
+    kept = {line.metric: _BUDGET.get(line.metric, line) for line in lines if line.metric != "max_abs"}
+    return tuple({**kept, **_BUDGET}.values())
