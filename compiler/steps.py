@@ -12,6 +12,7 @@ _OWN: Mapping[str, tuple[str, str]] = {
     "correlate-inputs": ("onnxforge.compiler.correlate_inputs", "CorrelateInputs"),
     "distill-blocks": ("onnxforge.compiler.distill_blocks", "DistillBlocks"),
     "distill-logits": ("onnxforge.compiler.distill_logits", "DistillLogits"),
+    "measure-damage": ("onnxforge.compiler.measure_damage", "MeasureDamage"),
     "measure-gradients": ("onnxforge.compiler.measure_gradients", "MeasureGradients"),
     "count-tokens": ("onnxforge.compiler.count_tokens", "CountTokens"),
     "mix-precision": ("onnxforge.compiler.mix_precision", "MixPrecision"),

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 import onnx_ir as ir
 
 from onnxforge.passes import notes
-from onnxforge.passes.allocation import cheapest
+from onnxforge.passes.allocation import cheapest, comparable
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.prune_cut import Cut, nothing_to_prune, planned
 from onnxforge.passes.prune_groups import PruneGroup, Unit, prune_groups
@@ -113,7 +113,7 @@ class PruneHeads(GraphPass):
                 )
             return [(item, count) for item in found]
         curves = [
-            [cost / item.worth for cost in item.costs[group.classes - 1 :: group.classes]]
+            comparable(group, item)[group.classes - 1 :: group.classes]
             for group, item in zip(groups, found, strict=True)
         ]
         step = groups[0].classes

@@ -7,7 +7,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxforge.passes import notes
-from onnxforge.passes.allocation import cheapest, rounded
+from onnxforge.passes.allocation import cheapest, comparable, rounded
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.prune_cut import Cut, nothing_to_prune, planned
 from onnxforge.passes.prune_groups import PruneGroup, Unit, prune_groups
@@ -113,6 +113,8 @@ class PruneMlp(GraphPass):
         most = [rounded(group.units, min(2 * self.share, 0.9), self.multiple) for group in groups]
         found = [removal(group, self.score, n) for group, n in zip(groups, most, strict=True)]
         step = max(1, min(self.multiple, *(group.units // 16 for group in groups)))
-        curves = [[cost / item.worth for cost in item.costs[step - 1 :: step]] for item in found]
+        curves = [
+            comparable(group, item)[step - 1 :: step] for group, item in zip(groups, found, strict=True)
+        ]
         taken = cheapest(curves, sum(counts) // step)
         return [item.order[: steps * step] for item, steps in zip(found, taken, strict=True)]

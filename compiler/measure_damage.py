@@ -1,0 +1,139 @@
+"""What each layer's units are worth to the whole model: prune one place at a time, and compare answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
+from onnxforge.compiler.graph_facts import graph_kind
+from onnxforge.compiler.sensitivity import switch_session
+from onnxforge.compiler.switched_graph import products, switched_graph
+from onnxforge.passes import notes
+from onnxforge.passes.allocation import rounded
+from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.constants import add_array
+from onnxforge.passes.prune_cut import nothing_to_prune, planned
+from onnxforge.passes.prune_groups import PruneGroup, Unit, prune_groups
+from onnxforge.passes.unit_damage import UnitDamage, leave_damage
+from onnxforge.passes.unit_scores import SURGEON, Unmeasured, readers_of, removal, score_names
+
+WHAT = "damage of units"
+_UNITS: Final[Mapping[str, Unit]] = {
+    "mlp": Unit.CHANNEL,
+    "heads": Unit.QUERY_HEAD,
+    "kv-heads": Unit.KV_GROUP,
+}
+_SENTENCES: Final = 8
+"""A sentence is short: as many make a sample of an encoder."""
+
+
+@dataclass(frozen=True)
+class MeasureDamage(GraphPass):
+    """Measure how far the model moves when one layer alone loses units; nothing in the graph changes.
+
+    The error that a layer's output has once units are gone (and refitted) does not tell what the model makes
+    of it: of two layers with equal errors one may be ten times as sensitive. So for every layer the whole
+    model is run with that layer cut, and its answers are compared with the uncut model's. One session holds
+    both forms of every layer (:mod:`onnxforge.compiler.switched_graph`). Passes that spread a share over the
+    layers scale the cost of each by what was measured here. Needs ``correlate-inputs`` before it.
+    """
+
+    summary: ClassVar[str] = "what the model loses when one layer is pruned, layer by layer"
+
+    unit: str = "mlp"
+    """``mlp``, ``heads`` or ``kv-heads``."""
+    share: float = 0.2
+    """Of the units of a layer, taken out on trial."""
+    score: str = SURGEON
+    """Which of them, as in ``prune-mlp``."""
+    samples: int = 2
+    """Windows of a decoder, eights of sentences of an encoder."""
+    tokens: int = 128
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse options that mean nothing.
+
+        Raises:
+            PassRefused: what is wrong, and what to write instead.
+        """
+        if self.unit not in _UNITS:
+            raise PassRefused(f"{self.text()}: unit is {self.unit!r}; use one of {', '.join(_UNITS)}")
+        if not 0 < self.share < 1:
+            raise PassRefused(f"{self.text()}: share is {self.share}; it must be between 0 and 1")
+        if self.score not in score_names():
+            raise PassRefused(
+                f"{self.text()}: score is {self.score!r}; use one of {', '.join(score_names())}"
+            )
+        if self.samples < 1 or self.tokens < 2:
+            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Leave the damage on the values; see :mod:`onnxforge.passes.unit_damage`.
+
+        Raises:
+            PassRefused: no unit of this kind can be removed, or the score asks for what was not measured.
+        """
+        found = prune_groups(model.graph)
+        groups = found.of(_UNITS[self.unit])
+        if not groups:
+            raise PassRefused(nothing_to_prune(self.text(), self.unit, found))
+        counts = [_count(group, self.share) for group in groups]
+        try:
+            trial = _Trial(self._matrices(groups, counts))
+        except Unmeasured as reason:
+            raise PassRefused(f"{self.text()}: {reason}") from reason
+        both = switched_graph(model, trial)
+        nodes = products(model)
+        owners = [self._owner(groups, nodes[position]) for position in both.positions]
+        choices = np.array([[owner is group for owner in owners] for group in groups])
+        with switch_session(both.model) as session:
+            damage = session.divergence(choices, self._work(model))
+        for group, count, moved in zip(groups, counts, damage, strict=True):
+            leave_damage(group.value, UnitDamage(count, float(moved)))
+            notes.measured(WHAT, group.name, float(moved), f"without {count} of {group.units} {group.unit}s")
+        return ir.passes.PassResult(model, modified=False)
+
+    def _matrices(self, groups: Sequence[PruneGroup], counts: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """By the name of a MatMul: its matrix without the group's cheapest units, whose rows are zero."""
+        made: dict[str, np.ndarray] = {}
+        for group, count in zip(groups, counts, strict=True):
+            cut = planned(group, removal(group, self.score, count).order, fit=True)
+            for reader in readers_of(group):
+                labels = group.labels_of(reader.values[0])
+                matrix = np.zeros_like(reader.matrix())
+                matrix[(labels < 0) | np.isin(labels, cut.kept)] = cut.fitted[reader.weight]
+                users = [use.node for use in reader.weight.uses() if use.node in group.readers()]
+                made |= {node.name or "": matrix for node in users}
+        return made
+
+    def _owner(self, groups: Sequence[PruneGroup], node: ir.Node) -> PruneGroup:
+        return next(group for group in groups if node in group.readers())
+
+    def _work(self, model: ir.Model) -> list[CalibrationBatch]:
+        decoder = graph_kind(model) == "decoder"
+        count = self.samples if decoder else _SENTENCES * self.samples
+        return list(calibration_batches(model, count, self.tokens, used_by=self.text()))
+
+
+@dataclass(frozen=True)
+class _Trial(GraphPass):
+    """Give the products that are named other matrices."""
+
+    matrices: Mapping[str, np.ndarray] = field(hash=False)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        for node in tuple(model.graph):
+            matrix = self.matrices.get(node.name or "")
+            if matrix is not None:
+                node.replace_input_with(1, add_array(model.graph, f"{node.name}.trial", matrix))
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _count(group: PruneGroup, share: float) -> int:
+    """How many units go: a multiple of what goes at a time, at least that, and never all."""
+    count = rounded(group.units, share, 1) if group.classes == 1 else round(share * group.units)
+    steps = max(1, round(count / group.classes))
+    return min(steps * group.classes, group.units - group.classes)
