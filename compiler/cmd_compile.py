@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onnxforge.compiler.cache_option import Cache, with_cache
+from onnxforge.compiler.cache_option import Cache
 from onnxforge.compiler.options import AsJson, Debug
-from onnxforge.compiler.recipe import Recipe
+from onnxforge.compiler.plan import Wishes, plan
 
 if TYPE_CHECKING:
     from onnxforge.compiler.request import CompileResult
@@ -143,22 +143,8 @@ def compile_(
     debug: Debug = False,
 ) -> None:
     """Compile MODEL into one folder that plain ONNX Runtime runs, and prove it against its source."""
-    edits = tuple(set_ or ()), tuple(without or ())
-    recipe = plan(
-        model,
-        target,
-        task,
-        revision,
-        *edits,
-        config,
-        kv,
-        calibration,
-        speculation,
-        text_io,
-        draft,
-        prune,
-        recover,
-    )
+    wishes = Wishes(kv, calibration, speculation, text_io, draft, prune, recover)
+    recipe = plan(model, target, task, revision, tuple(set_ or ()), tuple(without or ()), config, wishes)
     if dry_run:
         from onnxforge.compiler.recipe import to_json
 
@@ -189,72 +175,6 @@ def compile_(
         with progress() as watch:
             result = compile_model(request, progress=watch)
     print(json.dumps(_plain(result)) if as_json else headline(result))
-
-
-def plan(
-    model: str | None,
-    target: str | None,
-    task: str | None,
-    revision: str | None,
-    settings: tuple[str, ...],
-    without: tuple[str, ...],
-    config: Path | None,
-    kv: Cache | None = None,
-    calibration: str | None = None,
-    speculation: str | None = None,
-    text_io: bool = False,
-    draft: str | None = None,
-    prune: str | None = None,
-    recover: str | None = None,
-) -> Recipe:
-    """The recipe that the options ask for, with every name in it checked.
-
-    Raises:
-        RequestRefused: an unknown target, pass, option or value; a recipe and a target at once.
-    """
-    from onnxforge.compiler import pipeline
-    from onnxforge.compiler.draft_option import with_draft
-    from onnxforge.compiler.errors import RequestRefused
-    from onnxforge.compiler.prune_option import with_pruning
-    from onnxforge.compiler.recipe import read_recipe
-    from onnxforge.compiler.speculation_option import check_speculation, with_speculation
-    from onnxforge.compiler.target_file import find_target
-    from onnxforge.compiler.text_io_option import with_text_io
-
-    if config is not None and target is not None:
-        raise RequestRefused("Give --target or --config, not both: a recipe has its target inside.")
-    if config is not None:
-        recipe = read_recipe(config)
-    elif target is not None:
-        recipe = Recipe("", find_target(target))
-    else:
-        raise RequestRefused("Say what to compile for: --target cpu-int8 (see `onnxforge targets`).")
-    if not (model or recipe.model):
-        raise RequestRefused(
-            "Say what to compile: a folder, org/name, a .gguf or .onnx file, or smollm2-135m."
-        )
-    if recover is not None and prune is None:
-        raise RequestRefused(
-            f"--recover {recover}: nothing is pruned. Say what with --prune, or leave it out."
-        )
-    chosen = with_pruning(recipe.target, prune, recover) if prune is not None else recipe.target
-    chosen = with_cache(chosen, kv) if kv is not None else chosen
-    chosen = with_speculation(chosen, speculation) if speculation is not None else chosen
-    chosen = with_text_io(chosen) if text_io else chosen
-    chosen = with_draft(chosen, draft) if draft is not None else chosen
-    edited = pipeline.edit(pipeline.parse(chosen.passes), settings=settings, without=without)
-    planned = dataclasses.replace(
-        chosen,
-        passes=tuple(p.text() for p in edited),
-        calibration=calibration or chosen.calibration,
-    )
-    check_speculation(planned)
-    return Recipe(
-        model=model or recipe.model,
-        target=planned,
-        task=task or recipe.task,
-        revision=revision or recipe.revision,
-    )
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def test_json_errors_go_to_stdout_too(capsys: pytest.CaptureFixture[str]):
         (("run", "x", "-Q"), "No such option: -Q."),
         (("run",), "Missing argument 'DIR'. See `onnxforge run --help`."),
         (("run", "x", "-n", "many"), "'-n': Input"),
-        (("inspect",), "give one PATH, or --diff A B."),
+        (("inspect",), "give one PATH, --diff A B, or --prunable MODEL."),
         (("compile", "m", "-t", "cpu-int8"), "-o DIR."),
         (("targets", "extra"), "extra"),
     ],
