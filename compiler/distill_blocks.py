@@ -92,7 +92,7 @@ class DistillBlocks(GraphPass):
         outcome = "kept" if gained else "no gain: the weights stay as they were"
         notes.measured(WHAT, f"answers on held-out text, {before:.4g} before", after, outcome)
         if gained:
-            put_back(trained)
+            put_back(model.graph, trained)
         return ir.passes.PassResult(model, modified=gained and bool(trained))
 
 

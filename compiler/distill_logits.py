@@ -86,7 +86,7 @@ class DistillLogits(GraphPass):
         notes.measured(WHAT, f"answers on held-out text, {before:.4g} before", after, outcome)
         if gained:
             by_name = {value.name: value for value in model.graph.initializers.values()}
-            put_back({by_name[name]: array for name, array in learned.weights.items()})
+            put_back(model.graph, {by_name[name]: array for name, array in learned.weights.items()})
         return ir.passes.PassResult(model, modified=gained)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxforge.passes.constants import constant
+from onnxforge.passes.input_gradients import forget_gradients
+from onnxforge.passes.input_moments import forget_moments
 from onnxforge.passes.matching import CONTRIB, input_at, is_op
 
 _NORMS = (
@@ -34,8 +36,15 @@ def trainable_weights(nodes: Iterable[ir.Node]) -> tuple[ir.Value, ...]:
     return tuple(found)
 
 
-def put_back(trained: Mapping[ir.Value, np.ndarray]) -> None:
-    """Make ``trained`` the bytes of these initializers. They lie in unnamed temporary files until written."""
+def put_back(graph: ir.Graph, trained: Mapping[ir.Value, np.ndarray]) -> None:
+    """Make ``trained`` the bytes of these initializers. They lie in unnamed temporary files until written.
+
+    Moments and gradients that were measured with the weights before are forgotten.
+    """
+    for node in graph:
+        for value in node.outputs:
+            forget_moments(value)
+            forget_gradients(value)
     for value, array in trained.items():
         tensor = ir.Tensor(_on_disk(array.astype(np.float32, copy=False)), name=value.name)
         value.const_value = tensor

@@ -36,3 +36,8 @@ def gradients_of(value: ir.Value | None) -> InputGradients | None:
     """What was measured on ``value``, if it was."""
     found = value.meta.get(_KEY) if value is not None else None
     return found if isinstance(found, InputGradients) else None
+
+
+def forget_gradients(value: ir.Value) -> None:
+    """Drop what was measured: the graph in front of ``value`` has changed, or its width."""
+    value.meta.pop(_KEY, None)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxforge.passes.attention_axes import set_heads
 from onnxforge.passes.constants import add_array, constant, extents, integers
 from onnxforge.passes.coupled_axes import LabelledAxis
+from onnxforge.passes.input_gradients import forget_gradients
 from onnxforge.passes.input_moments import forget_moments
 from onnxforge.passes.lazy import lazy_tensor
 from onnxforge.passes.matching import drop_initializer, input_at, int_attribute, static_dim
@@ -31,6 +32,7 @@ def shrink(graph: ir.Graph, group: PruneGroup, kept: Sequence[int]) -> None:
     for node in graph:
         for value in node.outputs:
             forget_moments(value)
+            forget_gradients(value)
 
 
 def _entries(axis: LabelledAxis, kept: Sequence[int]) -> np.ndarray:

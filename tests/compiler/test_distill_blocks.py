@@ -3,6 +3,7 @@
 import os
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from damaged_students import answers, bytes_of, damaged, fused, text
@@ -14,6 +15,7 @@ from onnxforge.compiler import (
     layer_distillation,
     training_run,
 )
+from onnxforge.compiler.activations import multiplied
 from onnxforge.compiler.distill_blocks import WHAT, DistillBlocks
 from onnxforge.compiler.distill_logits import DistillLogits
 from onnxforge.compiler.distillation_losses import logits_loss, stream_error
@@ -23,6 +25,7 @@ from onnxforge.compiler.student_answers import answer_loss
 from onnxforge.compiler.trainable_weights import trainable_weights
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
+from onnxforge.passes.input_gradients import InputGradients, gradients_of, leave_gradients
 from onnxforge.passes.prune_heads import PruneHeads
 from onnxforge.passes.prune_layers import PruneLayers
 from onnxforge.passes.prune_mlp import PruneMlp
@@ -50,6 +53,8 @@ def loss(model, name):
 def test_a_damaged_model_comes_closer_to_its_teacher(tiny_export, family, name):
     model = damaged(fused(tiny_export(family)))
     before, weights = loss(model, name), bytes_of(model)
+    inside = next(value for value in multiplied(model.graph) if value.producer() is not None)
+    leave_gradients(inside, InputGradients(np.ones(64, np.float32), 1))
     teacher = bytes_of(unpruned(model))
     heard = []
     with notes.listen() as said, heard_by(heard.append):
@@ -62,6 +67,7 @@ def test_a_damaged_model_comes_closer_to_its_teacher(tiny_export, family, name):
     *layers, whole = [note for note in said if note.what == WHAT]
     assert len(layers) == len(layer_pairs(model.graph, unpruned(model).graph))
     assert whole.reason == "kept"
+    assert gradients_of(inside) is None  # they were those of other weights
     assert whole.value == pytest.approx(loss(model, name), rel=1e-3)
     assert heard[0].startswith("layer 1 of ")
 
