@@ -23,6 +23,10 @@ from onnxforge.passes.unpruned import unpruned
 
 WHAT = "block-wise distillation"
 _TOKENS_A_STEP = 512
+_PASSES = 4
+"""Through each layer go the teacher's stream, the student's twice, and what is held out some times more."""
+_MOVING = 0.5
+"""Of all the time, what may go into that."""
 _HALF_WAY = 0.6
 """Of the time that the streams take through a layer, what is over when its training begins."""
 
@@ -134,11 +138,9 @@ class _Course:
         text: DistillationText,
         cache: DistillationCache,
     ) -> None:
-        self._step, self._text, self._cache = step, text, cache
+        self._step, self._cache = step, cache
         self._models = (model, teacher)
-        self._batches: Mapping[int, TextBatch] = dict(enumerate((*text.learned, *text.held_out)))
-        self._held_out = {i: batch for i, batch in self._batches.items() if i >= len(text.learned)}
-        self._places = {id(batch): place for place, batch in self._batches.items()}
+        self._take(text)
         self._student, self._teacher = Side(model.graph, 0), Side(teacher.graph, 1)
         self._untrained = Side(model.graph, 0)
         self._training = 0.0
@@ -147,6 +149,7 @@ class _Course:
         """The trained weights, and the distance of the answers on held-out text before and after."""
         trained: dict[ir.Value, np.ndarray] = {}
         clock = Clock(60 * self._step.minutes)
+        self._take(self._text.at_most(self._affordable(pairs, clock)))
         for index, pair in enumerate(pairs):
             say(
                 f"layer {index + 1} of {len(pairs)}, {clock.elapsed() / 60:.1f} of {self._step.minutes:g} min"
@@ -159,6 +162,21 @@ class _Course:
             trained |= self._layer(index, pair, clock, len(pairs))
         before = self._distance(self._untrained, pairs[-1])
         return trained, before, self._distance(self._student, pairs[-1])
+
+    def _take(self, text: DistillationText) -> None:
+        self._text = text
+        self._batches: Mapping[int, TextBatch] = dict(enumerate((*text.learned, *text.held_out)))
+        self._held_out = {i: batch for i, batch in self._batches.items() if i >= len(text.learned)}
+        self._places = {id(batch): place for place, batch in self._batches.items()}
+
+    def _affordable(self, pairs: tuple[LayerPair, ...], clock: Clock) -> int:
+        """How many batches can go through all layers in the share of the time that is not for training."""
+        first = self._teacher.part(pairs[0])
+        begun = clock.elapsed()
+        with torch.no_grad():
+            self._teacher.run(first, pairs[0], 0, self._text.learned[0])
+        each = (clock.elapsed() - begun) * len(pairs) * _PASSES
+        return int(_MOVING * clock.seconds / max(each, 1e-9))
 
     def _sums(self, pair: LayerPair) -> list[ir.Value]:
         """The teacher's sum behind its last matrix, where it is found."""

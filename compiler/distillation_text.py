@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 
 from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
+from onnxforge.compiler.eval_text import evenly
 from onnxforge.compiler.torch_feeds import torch_feeds
 from onnxforge.passes.base import PassRefused
 
@@ -39,6 +40,12 @@ class DistillationText:
     held_out: tuple[TextBatch, ...]
     digest: str
     """sha256 of all token ids."""
+
+    def at_most(self, count: int) -> "DistillationText":
+        """Up to ``count`` of the batches to learn from, evenly spaced, one at least; and what is held out, of
+        which a quarter as many."""
+        learned = [self.learned[place] for place in evenly(len(self.learned), max(count, 1))]
+        return DistillationText(tuple(learned), self.held_out[: max(count // 4, 1)], self.digest)
 
 
 def distillation_text(

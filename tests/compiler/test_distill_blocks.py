@@ -31,7 +31,7 @@ from onnxforge.passes.prune_layers import PruneLayers
 from onnxforge.passes.prune_mlp import PruneMlp
 from onnxforge.passes.unpruned import remember_unpruned, unpruned
 
-QUICK = DistillBlocks(minutes=0.12, learning_rate=2e-3)
+QUICK = DistillBlocks(minutes=0.2, learning_rate=2e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +142,16 @@ def test_a_damaged_checkpoint_is_learned_anew(tiny_export, tmp_path):
     (note,) = [note for note in said if note.what == distillation_cache.WHAT]
     assert str(path) == note.where
     assert "anew" in note.reason
+
+
+def test_a_short_time_takes_less_text(tiny_export, monkeypatch):
+    passed = []
+    run = layer_distillation.Side.run
+    monkeypatch.setattr(
+        layer_distillation.Side, "run", lambda self, *a: passed.append(id(a[3])) or run(self, *a)
+    )
+    DistillBlocks(minutes=0.01, learning_rate=2e-3)(damaged(fused(tiny_export("llama"))))
+    assert len(set(passed)) == 2  # one to learn from, one that is held out
 
 
 def test_old_checkpoints_go(tiny_export, tmp_path):
