@@ -21,10 +21,10 @@ from onnxforge.compiler.calibration_tokens import tokenizer_of
 from onnxforge.compiler.eval_text import Window, cut, evaluation_text
 from onnxforge.compiler.layer_switches import layer_session
 from onnxforge.compiler.perplexity import perplexity
-from onnxforge.compiler.rank_layers import LAYER_RANK
 from onnxforge.compiler.sensitivity import SwitchSession
 from onnxforge.models import export_model, open_model
 from onnxforge.passes import notes
+from onnxforge.passes.layer_ranks import LAYER_RANK
 from onnxforge.passes.layers import Unit, find_layers, spans_of
 
 ORDERS = (

@@ -43,7 +43,7 @@ def error_by_layer(
     ``their_ids`` are the reference's for the same tokens, where its vocabulary is another one.
 
     Empty when the two graphs do not have the same number of probes (an imported graph whose attention was
-    never one operator).
+    never one operator), or where layers were removed.
     """
     probe = _present if reference.is_decoder and candidate.is_decoder else _attention_outputs
     theirs, ours = probe(reference, ids if their_ids is None else their_ids), probe(candidate, ids)

@@ -16,12 +16,10 @@ from onnxforge.compiler.layer_switches import layer_session
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.constants import constant
-from onnxforge.passes.layer_ranks import leave_ranks
+from onnxforge.passes.layer_ranks import LAYER_RANK, leave_ranks
 from onnxforge.passes.layers import LayersNotFound, Span, Unit, find_layers, spans_of
 from onnxforge.passes.prune_layers import how_many
 
-LAYER_RANK = "layers to remove"
-"""What the measures speak of."""
 _SENTENCES = 8
 """A sentence is short: as many make a sample of an encoder."""
 
@@ -77,7 +75,7 @@ class RankLayers(GraphPass):
         order = _SCORES[self.by](self, model, spans, wanted)
         leave_ranks(spans, Unit(self.unit), [number for number, _ in order[:wanted]])
         for rank, (number, value) in enumerate(order):
-            outcome = f"goes {rank + 1}." if rank < wanted else "stays"
+            outcome = "to go" if rank < wanted else "to stay"
             notes.measured(LAYER_RANK, f"{self.unit} {number}", value, outcome)
         return ir.passes.PassResult(model, modified=False)
 

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from onnxforge.compiler.evidence import Evidence, cpu_name, versions
+from onnxforge.compiler.layer_rank_section import layer_rank_section
 from onnxforge.compiler.layer_skip_section import layer_skip_section
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.placement_report import placement_section
@@ -12,6 +13,7 @@ from onnxforge.compiler.sensitivity_section import sensitivity_section
 from onnxforge.compiler.speculation_section import speculation_section
 from onnxforge.compiler.speed_types import SpeedReport, Timing
 from onnxforge.passes.kept_float import STATIC_W8A8
+from onnxforge.passes.layer_ranks import LAYER_RANK
 from onnxforge.passes.skip_layers import LAYER_SKIP
 
 _MOST_NEAR_MISSES = 8
@@ -33,6 +35,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
         _size(evidence),
         _ledger(evidence),
         _calibration(evidence),
+        layer_rank_section(evidence.ledger.measures(LAYER_RANK)),
         sensitivity_section(evidence.ledger.measures(STATIC_W8A8)),
     ]
     parts += [f"## {caption}\n\n![{caption}]({name})\n" for name, caption in plots.items()]

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from onnxforge.passes.layers import Span, Unit
 
+LAYER_RANK = "layers to remove"
+"""What measures of a layer's worth speak of."""
 _KEY = "onnxforge.layer_rank"
 
 

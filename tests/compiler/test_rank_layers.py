@@ -8,12 +8,13 @@ import pytest
 from onnxforge.compiler import pipeline
 from onnxforge.compiler.calibration_data import attach
 from onnxforge.compiler.layer_damage import greedy_order
+from onnxforge.compiler.layer_rank_section import layer_rank_section
 from onnxforge.compiler.layer_switches import layer_session
-from onnxforge.compiler.rank_layers import LAYER_RANK, RankLayers
+from onnxforge.compiler.rank_layers import RankLayers
 from onnxforge.compiler.targets import TARGETS
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
-from onnxforge.passes.layer_ranks import ranked
+from onnxforge.passes.layer_ranks import LAYER_RANK, ranked
 from onnxforge.passes.layers import Unit, find_layers, spans_of
 from onnxforge.passes.prune_layers import PruneLayers
 
@@ -60,8 +61,8 @@ def test_what_does_nothing_goes_first(fused, by, unit):
     found = order(model, by=by, unit=unit, count=2)
     assert {note.where for note in found[:2]} == {f"{unit} 1", f"{unit} 3"}
     assert found == order(model, by=by, unit=unit, count=2)
-    assert [note.reason for note in found[:2]] == ["goes 1.", "goes 2."]
-    assert all(note.reason == "stays" for note in found[2:])
+    assert [note.reason for note in found[:2]] == ["to go", "to go"]
+    assert all(note.reason == "to stay" for note in found[2:])
     first = ranked(spans_of(find_layers(model.graph), Unit(unit)), Unit(unit))
     assert [f"{unit} {number}" for number in first] == [note.where for note in found[:2]]
 
@@ -154,6 +155,14 @@ def test_greedy_order_is_that_of_every_try():
 def test_options_that_rank_nothing(fused, options, message):
     with pytest.raises(PassRefused, match=message):
         RankLayers(**options).requires(fused("llama"))
+
+
+def test_the_report_says_what_goes(fused):
+    said = layer_rank_section(order(fused("llama", (3,)), count=1))
+    assert "## Layers" in said
+    (row,) = [line for line in said.splitlines() if "to go" in line]
+    assert "layer 3" in row
+    assert layer_rank_section([]) == ""
 
 
 def test_by_chance_is_seeded(fused):
