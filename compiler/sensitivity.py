@@ -15,7 +15,7 @@ from onnxforge.compiler.parity import cosine_of_rows, pooled
 from onnxforge.compiler.save import GRAPH, save_model
 from onnxforge.compiler.switched_graph import SWITCH
 
-_ANSWERS = ("logits", "last_hidden_state")
+ANSWERS = ("logits", "last_hidden_state")
 _ROOM = 128 << 20
 """Bytes of answers in memory at a time, at least one choice's."""
 
@@ -44,7 +44,7 @@ class SwitchSession:
             start = 0
             for answers in self.answers(choices, batch):
                 for row, found in enumerate(answers):
-                    total[start + row] += held * _distance(self.answer, reference, found, batch.mask)
+                    total[start + row] += held * distance(self.answer, reference, found, batch.mask)
                 start += len(answers)
         return total / max(count, 1)
 
@@ -90,9 +90,9 @@ def switch_session(model: ir.Model) -> Iterator[SwitchSession]:
     Raises:
         ValueError: the graph answers neither logits nor hidden states.
     """
-    answer = next((name for name in _ANSWERS if any(o.name == name for o in model.graph.outputs)), None)
+    answer = next((name for name in ANSWERS if any(o.name == name for o in model.graph.outputs)), None)
     if answer is None:
-        raise ValueError(f"the graph answers none of {', '.join(_ANSWERS)}")
+        raise ValueError(f"the graph answers none of {', '.join(ANSWERS)}")
     kept = [output for output in model.graph.outputs if output.name == answer]
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
@@ -104,7 +104,9 @@ def switch_session(model: ir.Model) -> Iterator[SwitchSession]:
         yield SwitchSession(session, answer, Path(temp))
 
 
-def _distance(answer: str, reference: np.ndarray, found: np.ndarray, mask: np.ndarray) -> float:
+def distance(answer: str, reference: np.ndarray, found: np.ndarray, mask: np.ndarray) -> float:
+    """How far ``found`` is from ``reference``: of logits [B, S, V] the mean KL over real tokens in nats, of
+    hidden states [B, S, D] 1 minus the mean cosine of the sentences' masked means."""
     if answer == "logits":
         real = mask.astype(bool) if reference.shape[:2] == mask.shape else np.ones(len(reference), dtype=bool)
         return _kl(reference[real], found[real])

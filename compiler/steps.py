@@ -16,6 +16,7 @@ _OWN: Mapping[str, tuple[str, str]] = {
     "measure-gradients": ("onnxforge.compiler.measure_gradients", "MeasureGradients"),
     "count-tokens": ("onnxforge.compiler.count_tokens", "CountTokens"),
     "mix-precision": ("onnxforge.compiler.mix_precision", "MixPrecision"),
+    "prune-to-budget": ("onnxforge.compiler.prune_to_budget", "PruneToBudget"),
     "rank-layers": ("onnxforge.compiler.rank_layers", "RankLayers"),
     "search-skipped": ("onnxforge.compiler.search_skipped", "SearchSkipped"),
 }
