@@ -95,8 +95,8 @@ _Prune = Annotated[
     str | None,
     typer.Option(
         metavar="UNIT=SHARE,...",
-        help="Remove a share of mlp (channels), heads, kv-heads, layers or attentions (or a number of the "
-        "last two): mlp=0.2,layers=4.",
+        help="Remove a share of mlp (channels), heads, kv-heads, vocabulary, layers or attentions (or a "
+        "number of these two): mlp=0.2,layers=4. Or as much as latency, size or flops ask for: latency=0.7.",
     ),
 ]
 _Recover = Annotated[

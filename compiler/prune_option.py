@@ -32,7 +32,10 @@ class _Unit:
     refits: bool = True
 
 
+_USED = "used"
+"""``vocabulary=used``: the tokens that the calibration data uses are all that stay."""
 _UNITS: Mapping[str, _Unit] = {
+    "vocabulary": _Unit("count-tokens prune-vocabulary{{share={}}}", refits=False),
     "layers": _Unit("rank-layers prune-layers{{count={}}}", counted=True, refits=False),
     "attentions": _Unit(
         "rank-layers{{unit=attention}} prune-layers{{count={},unit=attention}}", counted=True, refits=False
@@ -42,6 +45,8 @@ _UNITS: Mapping[str, _Unit] = {
     "mlp": _Unit("correlate-inputs prune-mlp{{share={}{refit}}}"),
 }
 """In the order in which they run, whatever the order on the command line: large pieces first."""
+_METRICS = ("latency", "size", "flops")
+"""``--prune latency=0.7``: a search decides what goes."""
 _RECOVERY: Mapping[str, str] = {
     "none": "",
     "refit": "",
@@ -67,7 +72,9 @@ def with_pruning(target: Target, text: str, recover: str | None = None) -> Targe
     """
     asked = _parsed(text)
     kind, _, minutes = (recover or "refit").partition("=")
-    steps = [step for name in _UNITS if name in asked for step in _steps(name, asked[name], kind)]
+    steps = [
+        step for name in (*_UNITS, *_METRICS) if name in asked for step in _steps(name, asked[name], kind)
+    ]
     steps += _recovery(kind, minutes)
     ahead = ahead_of_pruning(target)
     passes = (*ahead, *steps, *target.passes[len(ahead) :])
@@ -84,33 +91,43 @@ def _parsed(text: str) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, _, value = part.partition("=")
-        if name not in _UNITS:
+        if name not in (*_UNITS, *_METRICS):
+            known = (*_UNITS, *_METRICS)
             raise RequestRefused(
-                f"--prune {part}: `{name}` is nothing that can be removed{nearest(name, tuple(_UNITS))} "
-                f"Known: {', '.join(_UNITS)}."
+                f"--prune {part}: `{name}` is nothing that can be removed{nearest(name, known)} "
+                f"Known: {', '.join(known)}."
             )
         if name in found:
             raise RequestRefused(f"--prune {text}: `{name}` is there twice.")
         found[name] = _checked(name, value)
+    if len(found) > 1 and (metric := next((name for name in found if name in _METRICS), None)):
+        raise RequestRefused(f"--prune {text}: `{metric}` is for a search to meet; give it alone.")
     if not found:
         raise RequestRefused(f"--prune: say what, for example mlp=0.2 (known: {', '.join(_UNITS)}).")
     return found
 
 
 def _checked(name: str, value: str) -> str:
-    unit = _UNITS[name]
+    if name == "vocabulary" and value == _USED:
+        return value
+    counted = name in _UNITS and _UNITS[name].counted
     try:
         number = float(value)
     except ValueError:
         number = -1.0
-    whole = unit.counted and number >= 1 and number == int(number)
+    whole = counted and number >= 1 and number == int(number)
     if not (0 < number < 1 or whole):
-        wanted = "a share between 0 and 1" + (", or how many" if unit.counted else "")
+        wanted = "a share between 0 and 1" + (", or how many" if counted else "")
         raise RequestRefused(f"--prune {name}={value}: `{name}` wants {wanted}.")
     return str(int(number)) if whole else f"{number:g}"
 
 
 def _steps(name: str, value: str, recovery: str) -> Iterable[str]:
+    if name in _METRICS:
+        fit = ",refit=false" if recovery == "none" else ""
+        return [f"prune-to-budget{{metric={name},ratio={value}{fit}}}"]
+    if value == _USED:
+        return ["count-tokens", "prune-vocabulary"]
     unit = _UNITS[name]
     plain = recovery == "none" and unit.refits
     return unit.steps.format(value, refit=",refit=false" if plain else "").split()

@@ -87,12 +87,12 @@ class PruneToBudget(GraphPass):
             PassRefused: no combination that was tried meets the ratio (with the nearest), or none of the
                 units can be removed.
         """
-        CorrelateInputs()(model)
+        _run(CorrelateInputs(), model)
         with contestant(model) as whole:
             alone = self._alone(model, whole)
             plan = self._plan(model, whole, alone)
         for step in self._steps(plan, model):
-            step(model)
+            _run(step, model)
         return ir.passes.PassResult(model, modified=True)
 
     def _alone(self, model: ir.Model, whole: Contestant) -> Mapping[str, Mapping[float, Measures]]:
@@ -143,7 +143,7 @@ class PruneToBudget(GraphPass):
         """A copy pruned by ``plan`` beside the whole model; without ``work`` its damage is not asked for."""
         copy = _with_measures(model)
         for step in self._quick(plan, copy, fit=bool(work)):
-            step(copy)
+            _run(step, copy)
         with ExitStack() as stack:
             return compared(whole, stack.enter_context(contestant(copy)), work)
 
@@ -172,6 +172,12 @@ class PruneToBudget(GraphPass):
     def _work(self, model: ir.Model) -> list[CalibrationBatch]:
         count = self.samples * (1 if graph_kind(model) == "decoder" else _SENTENCES)
         return list(calibration_batches(model, count, self.tokens, used_by=self.text()))
+
+
+def _run(step: GraphPass, model: ir.Model) -> None:
+    """As calling it, but a refusal comes as it is and not wrapped."""
+    step.requires(model)
+    step.call(model)
 
 
 def _cheapest(alone: Mapping[str, Mapping[float, Measures]], metric: str, wanted: float) -> Plan | None:

@@ -54,7 +54,8 @@ class Contestant:
         self._session, self.answer = session, answer
         self.bytes, self.flops = graph_stats(model).weight_bytes, products_per_token(model)
         decodes = any(spec.name.startswith("past_key_values.") for spec in session.get_inputs())
-        ids = np.full((1, 1) if decodes else (8, _TOKENS), 5, np.int64)
+        context = int(model.metadata_props.get("onnxforge.context_length", _TOKENS))
+        ids = np.full((1, 1) if decodes else (8, min(_TOKENS, context)), 5, np.int64)
         self._step = whole_sequence_feeds(session.get_inputs(), ids, np.ones_like(ids), "trial")
 
     def answers(self, batch: CalibrationBatch) -> np.ndarray:

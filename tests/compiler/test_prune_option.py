@@ -39,6 +39,20 @@ def test_large_pieces_go_first_whatever_the_order():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("latency=0.7", ["prune-to-budget{metric=latency,ratio=0.7}"]),
+        ("size=0.5", ["prune-to-budget{metric=size,ratio=0.5}"]),
+        ("vocabulary=used", ["count-tokens", "prune-vocabulary"]),
+        ("vocabulary=0.5", ["count-tokens", "prune-vocabulary{share=0.5}"]),
+    ],
+)
+def test_budgets_and_vocabularies(text, steps):
+    new = inserted(ROWS["cpu-int8"], text)
+    assert new == steps
+
+
 def test_attentions_alone_and_shares_of_layers():
     steps = inserted(ROWS["cpu-fp32"], "attentions=3, layers=0.1, kv-heads=0.34")
     assert steps[1::2] == [
@@ -80,6 +94,8 @@ def test_promises_of_equality_give_way_and_others_widen():
         ("mlp=nan", None, "wants a share"),
         ("layers=2.5", None, "or how many"),
         ("mlp=0.1,mlp=0.2", None, "there twice"),
+        ("latency=0.7,mlp=0.1", None, "give it alone"),
+        ("latency=2", None, "wants a share"),
         ("mlp=0.2", "magic", "no such recovery"),
         ("mlp=0.2", "refit=3", "takes no minutes"),
         ("mlp=0.2", "distill=soon", "write the minutes"),
