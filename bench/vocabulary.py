@@ -47,7 +47,7 @@ CHOICES = (
     PruneVocabulary(share=0.5),
     PruneVocabulary(share=0.25),
 )
-SPEED_CHOICES = (None, PruneVocabulary(share=0.5), PruneVocabulary(share=0.75), PruneVocabulary(share=0.9))
+SPEED_CHOICES = (None, PruneVocabulary(share=0.5), PruneVocabulary(share=0.9))
 PREFILL, DECODE = SpeedTest(prompt=512), SpeedTest(generate=64)
 WINDOW = 512
 

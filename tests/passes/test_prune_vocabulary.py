@@ -2,9 +2,11 @@
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from small_graphs import apply, declined, graph, random, run
 
+from onnxforge.compiler.graph_feeds import whole_sequence_feeds
 from onnxforge.passes.base import PassRefused
 from onnxforge.passes.prune_vocabulary import PruneVocabulary
 from onnxforge.passes.stored_blocks import STORED_BLOCKS, STORED_BLOCKS_TURNED
@@ -85,6 +87,31 @@ def test_logits_of_kept_tokens_stay(make):
     assert after.graph.outputs[0].shape[-1] == 7
     assert all(value.shape.dims.count(V) == 0 for value in after.graph.initializers.values())
     assert list(after.graph.initializers) == list(before.graph.initializers), "names stay"
+
+
+@pytest.mark.parametrize("family", ["gemma2", "opt", "roberta"])
+def test_exported_graphs(tiny_export, family):
+    """Soft caps, projections of an embedding, position ids that are made of the padding id."""
+    model = tiny_export(family)
+    before, n = model.clone(), 97
+    counts = np.zeros(n, np.int64)
+    counts[5::2] = 1
+    needed = np.arange(n) < 3
+    leave_counts(model, TokenCounts(counts, np.ones(n, np.bool_), needed, {}))
+    EXACT(model)
+    chosen = kept_tokens(model)
+    new = np.array([[7, 3, 20, 11, 1]])
+    for meant, found in zip(_whole(before, chosen[new]), _whole(model, new), strict=True):
+        meant = meant[..., chosen] if meant.shape[-1] == n else meant
+        np.testing.assert_allclose(found, meant, atol=1e-4)
+
+
+def _whole(model: ir.Model, ids: np.ndarray) -> list[np.ndarray]:
+    """Every output for ``ids`` [1, S] and an empty cache, ONNX Runtime's own optimizations off."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return session.run(None, whole_sequence_feeds(session.get_inputs(), ids, np.ones_like(ids), "tiny"))
 
 
 def test_one_tensor_under_two_names_stays_one():
