@@ -1,6 +1,6 @@
 """What a smaller vocabulary costs and gains: tokens kept by corpora of several sizes, quality, size, speed.
 
-    python bench/vocabulary.py quality [--windows 8] [--artifact DIR]
+    python bench/vocabulary.py quality [--windows 8] [--artifact DIR] [--only REGEX]
     python bench/vocabulary.py speed [--rounds 5] [--keep DIR]
 
 Quality is that of float32 weights: a cut is exact, so the source's own graph is asked for the kept tokens (a
@@ -10,6 +10,7 @@ source's reading. Speed is that of artifacts built by `cpu-fp32` and `cpu-int8` 
 
 import argparse
 import ast
+import re
 import sysconfig
 import tempfile
 from collections.abc import Sequence
@@ -73,18 +74,19 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="a regular expression that a corpus' name must match")
     parser.add_argument("--artifact", type=Path, help="of cpu-fp32, else it is built")
     parser.add_argument("--keep", type=Path, help="a folder where artifacts stay and are looked for")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
         if asked.part == "quality":
-            quality(asked.model, asked.artifact, asked.windows, Path(temp))
+            quality(asked.model, asked.artifact, asked.windows, asked.only, Path(temp))
         else:
             speed(asked.model, asked.rounds, asked.keep or Path(temp))
     return 0
 
 
-def quality(name: str, artifact: Path | None, windows: int, temp: Path) -> None:
+def quality(name: str, artifact: Path | None, windows: int, only: str, temp: Path) -> None:
     """The table of corpora and choices."""
     source = open_model(name)
     if artifact is None:
@@ -97,7 +99,7 @@ def quality(name: str, artifact: Path | None, windows: int, temp: Path) -> None:
     pieces = [[window.text for window in work] for work in cuts]
     reference = Reader(Remembered(session, temp), session.tokenizer())
     rows = []
-    for corpus in corpora():
+    for corpus in (corpus for corpus in corpora() if re.search(only, corpus.name)):
         path = temp / f"{corpus.name}.txt"
         path.write_text(corpus.text, encoding="utf-8")
         for step in CHOICES:

@@ -1,11 +1,12 @@
 """The source as the rest of a compile sees it once a pass has cut the vocabulary: everything with new ids."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
+from tokenizers import Tokenizer
 
 from onnxforge.compiler.smaller_tokenizer import smaller_tokenizer
 from onnxforge.compiler.targets import Target
@@ -52,7 +53,7 @@ def served_source(source: Source, model: ir.Model) -> Source:
 
 
 def special_ids(source: Source, pieces: TokenPieces) -> frozenset[int]:
-    """The tokens that ``source``'s configurations name: they are kept whatever a corpus holds.
+    """The tokens that ``source``'s configurations name, by id or by text: kept whatever a corpus holds.
 
     Raises:
         TokenizerNotFollowed: they name an id of the vocabulary that the tokenizer has no token for.
@@ -66,7 +67,8 @@ def special_ids(source: Source, pieces: TokenPieces) -> frozenset[int]:
             f"prune-vocabulary: a configuration of {source.ref} names token {strange[0]}, and tokenizer.json "
             "has none of that number. Correct it, or leave the pass out."
         )
-    return frozenset(named)
+    texts = (text for item in objects for text in _special_texts(item))
+    return frozenset({*named, *(pieces.ids[text] for text in texts if text in pieces.ids)})
 
 
 def check_cut(target: Target, source: Source) -> None:
@@ -80,7 +82,7 @@ def check_vocabulary(source: Source) -> TokenPieces:
 
     Raises:
         TokenizerNotFollowed: it has no tokenizer, one that cannot be cut, or configurations that name ids
-            which that tokenizer does not have.
+            which that tokenizer does not have; or the tokenizers library numbers its tokens otherwise.
     """
     stored = source.sidecars.get(_TOKENIZER)
     if stored is None:
@@ -90,6 +92,11 @@ def check_vocabulary(source: Source) -> TokenPieces:
         )
     pieces = token_pieces(stored)
     special_ids(source, pieces)
+    if Tokenizer.from_str(stored.decode("utf-8")).get_vocab(with_added_tokens=True) != pieces.ids:
+        raise TokenizerNotFollowed(
+            f"prune-vocabulary: the tokenizers library reads other ids from the {_TOKENIZER} of {source.ref} "
+            "than stand in it. Write it anew with a current version of transformers, or leave the pass out."
+        )
     return pieces
 
 
@@ -112,6 +119,16 @@ def _rewritten(name: str, data: bytes, new: Mapping[int, int], size: int) -> byt
             str(number): token for number, token in moved if number is not None
         }
     return _json(content)
+
+
+def _special_texts(config: Mapping[str, Json]) -> Iterator[str]:
+    """Values of keys like ``mask_token``: a text, or an object with its ``content``."""
+    for key, value in config.items():
+        listed = value if isinstance(value, list) else [value]
+        for item in listed if key.endswith(("_token", "special_tokens")) else ():
+            text = item.get("content") if isinstance(item, dict) else item
+            if isinstance(text, str):
+                yield text
 
 
 def _object(source: Source, name: str) -> dict[str, Json]:

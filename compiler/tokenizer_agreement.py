@@ -32,6 +32,11 @@ def check_agreement(source: Source, served: Source, model: ir.Model) -> None:
     kept, data = kept_tokens(model), data_of(model)
     if before is None or after is None or kept is None or data is None:
         return
+    ids = after.get_vocab(with_added_tokens=True)
+    if {token: int(kept[number]) for token, number in ids.items()} != {
+        token: number for token, number in before.get_vocab(with_added_tokens=True).items() if token in ids
+    } or len(ids) != len(kept):
+        raise _failed("", "numbered otherwise than the tokens that were kept")
     specials = [token.content for token in before.get_added_tokens_decoder().values()][:8]
     strange = (*HARD, *texts(_STRANGE, specials), *fragments(_STRANGE, specials))
     unknown = _unknown(before)

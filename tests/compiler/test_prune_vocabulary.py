@@ -407,6 +407,27 @@ def test_ids_of_configurations_are_needed_and_must_exist(tiny_bpe: Callable):
         check_vocabulary(source)
 
 
+def test_tokens_of_configurations_are_needed_by_text(counted: Callable, corpus: Path):
+    model, source = counted()
+    chosen = [450, 460]
+    one, other = (token for token, number in check_vocabulary(source).ids.items() if number in chosen)
+    named = {"mask_token": {"content": one}, "additional_special_tokens": [other], "model_max_length": 9}
+    files = {**source.sidecars, "tokenizer_config.json": json.dumps(named).encode()}
+    assert not counts_of(model).needed[chosen].any()
+    attach(model, replace(source, sidecars=files), str(corpus))
+    CountTokens()(model)
+    assert counts_of(model).needed[chosen].all()
+
+
+def test_a_tokenizer_with_ids_that_the_library_reads_otherwise_is_refused(tiny_bpe: Callable):
+    described = json.loads(tiny_bpe("gpt2", 600))
+    described["added_tokens"].append({**described["added_tokens"][0], "id": 700, "content": "<far>"})
+    stored = json.dumps(described).encode()
+    source = Source("here", SourceKind.FOLDER, {"vocab_size": 800}, sidecars={"tokenizer.json": stored})
+    with pytest.raises(RequestRefused, match="reads other ids"):
+        check_vocabulary(source)
+
+
 def test_no_tokenizer_is_refused_before_the_export():
     source = Source("here", SourceKind.FOLDER, {"vocab_size": 640})
     check_cut(find_target("cpu-fp32"), source)
