@@ -8,6 +8,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from attention_runs import Conversation, session
+from legacy_exports import legacy_decoder, legacy_encoder
+from loop_runs import FUSED
 
 from onnxforge.compiler import pipeline
 from onnxforge.models.families import FAMILIES
@@ -20,7 +22,13 @@ from onnxforge.passes.unpruned import unpruned
 
 DECODERS = [name for name, family in FAMILIES.items() if family.is_decoder]
 ENCODERS = [name for name, family in FAMILIES.items() if not family.is_decoder]
+TWICE = ("bert", "cohere", "gemma2", "llama", "modernbert", "opt", "phi")
+"""One of each form, also without its last layer."""
 TOKENS = np.random.default_rng(1).integers(3, 97, 14).tolist()
+
+
+def choices(families: list[str]) -> list[tuple[str, list[int]]]:
+    return [(name, [0, 2]) for name in families] + [(name, [1, -1]) for name in families if name in TWICE]
 
 
 def pruned(model: ir.Model, layers: str = "", **options: object) -> ir.Model:
@@ -78,8 +86,7 @@ def numbered(layers: int) -> list[str]:
     return [f"{side}.{n}.{kind}" for side in sides for n in range(layers) for kind in ("key", "value")]
 
 
-@pytest.mark.parametrize("family", DECODERS)
-@pytest.mark.parametrize("gone", [[0, 2], [1, -1]], ids=str)
+@pytest.mark.parametrize(("family", "gone"), choices(DECODERS), ids=str)
 def test_a_decoder_without_layers(fused, tiny_torch, family, gone):
     model, source = fused(family), tiny_torch(family)
     count = len(torch_layers(source, family))
@@ -97,8 +104,7 @@ def test_a_decoder_without_layers(fused, tiny_torch, family, gone):
         assert of_layer <= lost if number in gone else not of_layer & lost
 
 
-@pytest.mark.parametrize("family", ENCODERS)
-@pytest.mark.parametrize("gone", [[0, 2], [1, -1]], ids=str)
+@pytest.mark.parametrize(("family", "gone"), choices(ENCODERS), ids=str)
 def test_an_encoder_without_layers(fused, tiny_torch, family, gone):
     model, source = fused(family), tiny_torch(family)
     count = len(torch_layers(source, family))
@@ -176,6 +182,19 @@ def test_a_length_that_is_read_off_the_first_cache_is_read_off_another(fused, ti
     pruned(model, "0+1")
     assert lengths[0].inputs[0].name == "past_key_values.0.key"
     assert_close(answer(model), torch_answer(torch_without(tiny_torch("llama"), "llama", [0, 1])))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_an_older_export(tiny_torch, family):
+    """Without its PyTorch source: a graph as the TorchScript exporter wrote it."""
+    task = "feature-extraction" if family == "bert" else None
+    source = tiny_torch(family, task)
+    model = (legacy_encoder if family == "bert" else legacy_decoder)(source)
+    for step in pipeline.parse(FUSED):
+        step(model)
+    pruned(model, "0+2")
+    assert_close(answer(model), torch_answer(torch_without(source, family, [0, 2])))
+    assert cache_names(model) == ([] if family == "bert" else numbered(3))
 
 
 def refused(model: ir.Model, message: str, **options: object) -> None:
