@@ -13,7 +13,7 @@ from onnxforge.compiler.graph_facts import graph_facts, graph_kind
 from onnxforge.compiler.manifest import manifest_for
 from onnxforge.compiler.observe import Ledger, PassRecord, graph_stats, run_derivations, run_passes
 from onnxforge.compiler.progress import Progress, Silent, describe
-from onnxforge.compiler.pruned_config import pruned_config, pruned_layers
+from onnxforge.compiler.pruned_config import pruned_config, pruned_parts
 from onnxforge.compiler.save import save_model, weight_bytes
 from onnxforge.compiler.served_source import served_source
 from onnxforge.compiler.sidecars import sidecars
@@ -89,7 +89,7 @@ def build(
     manifest = manifest_for(
         folder, source=served, facts=facts, target=target, task=task, context_length=context_length, name=name
     )
-    summary = {**manifest.summary, **pruned_layers(model)}
+    summary = {**manifest.summary, **pruned_parts(model)}
     manifest = replace(manifest, summary=summary, speculation=undecided(target))
     write_manifest(folder, manifest)
     failpoint("after-manifest")

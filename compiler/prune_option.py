@@ -36,9 +36,11 @@ _USED = "used"
 """``vocabulary=used``: the tokens that the calibration data uses are all that stay."""
 _UNITS: Mapping[str, _Unit] = {
     "vocabulary": _Unit("count-tokens prune-vocabulary{{share={}}}", refits=False),
-    "layers": _Unit("rank-layers prune-layers{{count={}}}", counted=True, refits=False),
+    "layers": _Unit("rank-layers{{count={0}}} prune-layers{{count={0}}}", counted=True, refits=False),
     "attentions": _Unit(
-        "rank-layers{{unit=attention}} prune-layers{{count={},unit=attention}}", counted=True, refits=False
+        "rank-layers{{count={0},unit=attention}} prune-layers{{count={0},unit=attention}}",
+        counted=True,
+        refits=False,
     ),
     "kv-heads": _Unit("correlate-inputs prune-heads{{share={},unit=group{refit}}}"),
     "heads": _Unit("correlate-inputs prune-heads{{share={}{refit}}}"),
@@ -55,10 +57,11 @@ _RECOVERY: Mapping[str, str] = {
 }
 _MINUTES = 10
 _BUDGET: Mapping[str, BudgetLine] = {
-    # Pruning is not free of loss: SmolLM2-135M without a fifth of its FFN channels is at 1.2.
-    # At 1.5 a smaller model, or the same one at 4 bits, is the better bargain.
-    "perplexity_ratio": BudgetLine("perplexity_ratio", Bound.AT_MOST, 1.5),
-    "cosine": BudgetLine("cosine", Bound.AT_LEAST, 0.9),
+    # What somebody asked to have removed is not judged by what it costs, which the report tells, but a model
+    # that is ruined is not published: SmolLM2-135M without a fifth of its FFN channels is at 1.2, without 4
+    # of 30 layers near 1.6, and the same cuts where they hurt most are at 10 and more.
+    "perplexity_ratio": BudgetLine("perplexity_ratio", Bound.AT_MOST, 2.0),
+    "cosine": BudgetLine("cosine", Bound.AT_LEAST, 0.85),
 }
 
 

@@ -12,13 +12,16 @@ from onnxforge.compiler.graph_facts import graph_facts
 from onnxforge.models.source import Json
 from onnxforge.passes.layers import Unit
 from onnxforge.passes.matching import int_attribute
+from onnxforge.passes.prune_groups import Unit as Channels
 from onnxforge.passes.removed_layers import removed, without
+from onnxforge.passes.removed_units import removed_units, units_left
 from onnxforge.passes.unpruned import unpruned
 
 Rule = Callable[[Mapping[str, Json], ir.Model], Mapping[str, Json]]
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 _PER_LAYER = (
     "attention_layers", "attn_layers", "attn_type_list", "block_types", "layer_types", "layers_block_type",
     "mlp_layer_types", "no_rope_layers", "num_key_value_heads", "sliding_window_layers",
@@ -37,11 +40,11 @@ def pruned_config(config: Mapping[str, Json], model: ir.Model) -> Mapping[str, J
     return changed
 
 
-def pruned_layers(model: ir.Model) -> dict[str, str]:
+def pruned_parts(model: ir.Model) -> dict[str, str]:
     """What ``artifact.json`` says: the layers, attentions and MLPs that are gone, by their numbers in the
-    source, joined by ``+``."""
+    source, joined by ``+``; and how many channels and heads of those that stay."""
     found = {f"removed_{unit}s": "+".join(map(str, removed(model, unit))) for unit in Unit}
-    return {key: numbers for key, numbers in found.items() if numbers}
+    return {key: numbers for key, numbers in found.items() if numbers} | removed_units(model)
 
 
 def _depth(config: Mapping[str, Json], model: ir.Model) -> Mapping[str, Json]:
@@ -118,9 +121,18 @@ def _heads(config: Mapping[str, Json], model: ir.Model) -> Mapping[str, Json]:
     return changed
 
 
+def _width(config: Mapping[str, Json], model: ir.Model) -> Mapping[str, Json]:
+    """The channels of an FFN, where all layers have the same."""
+    now, first = units_left(model, Channels.CHANNEL)
+    key = next((key for key in _WIDTHS if isinstance(config.get(key), int)), None)
+    if key is None or len(set(now)) != 1 or set(first) != {config[key]}:
+        return {}
+    return {key: now[0]}
+
+
 def _attentions(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type in _WINDOWED]
 
 
-_RULES: tuple[Rule, ...] = (_depth, _heads)
+_RULES: tuple[Rule, ...] = (_depth, _heads, _width)
 """In order; a later one sees what an earlier one changed."""

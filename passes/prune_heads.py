@@ -11,6 +11,7 @@ from onnxforge.passes.allocation import cheapest, comparable
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.prune_cut import Cut, nothing_to_prune, planned
 from onnxforge.passes.prune_groups import PruneGroup, Unit, prune_groups
+from onnxforge.passes.removed_units import remember_units
 from onnxforge.passes.surgeon import Removal
 from onnxforge.passes.unit_scores import SURGEON, Unmeasured, removal, score_names
 from onnxforge.passes.unpruned import remember_unpruned
@@ -89,6 +90,7 @@ class PruneHeads(GraphPass):
         for cut in cuts:
             cut.make(model.graph)
             notes.match(WHAT, f"{cut.group.name}: {cut.group.units} -> {len(cut.kept)} {cut.group.unit}s")
+        remember_units(model, groups, {cut.group.name: len(cut.kept) for cut in cuts})
         return ir.passes.PassResult(model, modified=bool(cuts))
 
     def _cuts(self, groups: Sequence[PruneGroup]) -> list[Cut]:

@@ -11,6 +11,7 @@ from onnxforge.passes.allocation import cheapest, comparable, rounded
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.prune_cut import Cut, nothing_to_prune, planned
 from onnxforge.passes.prune_groups import PruneGroup, Unit, prune_groups
+from onnxforge.passes.removed_units import remember_units
 from onnxforge.passes.unit_scores import SURGEON, Unmeasured, removal, score_names
 from onnxforge.passes.unpruned import remember_unpruned
 
@@ -91,6 +92,8 @@ class PruneMlp(GraphPass):
         for cut in cuts:
             cut.make(model.graph)
             notes.match(WHAT, f"{cut.group.name}: {cut.group.units} -> {len(cut.kept)}")
+        left = {cut.group.name: len(cut.kept) for cut in cuts}
+        remember_units(model, found.of(Unit.CHANNEL), left)
         return ir.passes.PassResult(model, modified=bool(cuts))
 
     def _skips(self, group: PruneGroup) -> bool:

@@ -30,7 +30,7 @@ def test_pruning_comes_behind_the_fusions_of_every_target(name):
 
 def test_large_pieces_go_first_whatever_the_order():
     assert inserted(ROWS["cpu-int8"], "mlp=0.2,heads=0.1,layers=4") == [
-        "rank-layers",
+        "rank-layers{count=4}",
         "prune-layers{count=4}",
         "correlate-inputs",
         "prune-heads{share=0.1}",
@@ -79,8 +79,8 @@ def test_recovery(recover, last):
 def test_promises_of_equality_give_way_and_others_widen():
     assert {line.text() for line in with_pruning(ROWS["cpu-fp32"], "mlp=0.2").budget} == {
         "decoding_max_relative <= 0.0001",
-        "perplexity_ratio <= 1.5",
-        "cosine >= 0.9",
+        "perplexity_ratio <= 2",
+        "cosine >= 0.85",
     }
 
 

@@ -11,12 +11,13 @@ import torch
 
 from onnxforge.compiler import pipeline
 from onnxforge.compiler.build import build
-from onnxforge.compiler.pruned_config import pruned_config, pruned_layers
+from onnxforge.compiler.pruned_config import pruned_config, pruned_parts
 from onnxforge.compiler.targets import TARGETS, Target
 from onnxforge.models.config_class import build_config, model_class
 from onnxforge.models.families import FAMILIES
 from onnxforge.passes.layers import Unit
 from onnxforge.passes.prune_layers import PruneLayers
+from onnxforge.passes.prune_mlp import PruneMlp
 from onnxforge.passes.removed_layers import remember_removed
 
 FUSE = TARGETS[0].passes[: TARGETS[0].passes.index("cleanup")]
@@ -51,7 +52,7 @@ def test_the_configuration_is_that_of_the_graph(fused, tiny_source, family):
     assert pruned_config(source.config, model) == source.config
     PruneLayers(layers="1+2")(model)
     config = pruned_config(source.config, model)
-    assert pruned_layers(model) == {"removed_layers": "1+2"}
+    assert pruned_parts(model) == {"removed_layers": "1+2"}
     kind = FAMILIES[family]
     built = build_config(config, kind, family)
     built._attn_implementation = "eager"
@@ -123,7 +124,7 @@ def test_other_spellings(given, found):
     model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
     remember_removed(model, Unit.LAYER, [1])
     remember_removed(model, Unit.ATTENTION, [2])
-    assert pruned_layers(model) == {"removed_layers": "1", "removed_attentions": "3"}
+    assert pruned_parts(model) == {"removed_layers": "1", "removed_attentions": "3"}
     assert pruned_config(given, model) == found
 
 
@@ -140,3 +141,12 @@ def test_every_file_of_the_folder_follows(fused, tiny_source, tmp_path):
     (tmp_path / "whole").mkdir()
     whole = build(source, fused("llama"), PLAIN, "text-generation-with-past", tmp_path / "whole", name="a")
     assert not any(key.startswith("removed") for key in whole.manifest.summary)
+
+
+def test_the_width_of_an_ffn_where_all_have_the_same(fused):
+    model = fused("llama")
+    assert PruneMlp(share=0.5, score="magnitude", refit=False)(model).modified
+    assert pruned_config({"intermediate_size": 80, "n": 1}, model) == {"intermediate_size": 40, "n": 1}
+    assert pruned_parts(model) == {"removed_channels": "200 of 400"}
+    PruneMlp(share=0.5, score="magnitude", refit=False, skip="layers.0")(model)
+    assert pruned_config({"intermediate_size": 80}, model) == {"intermediate_size": 80}

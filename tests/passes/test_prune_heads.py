@@ -9,6 +9,8 @@ from onnxforge.models.families import FAMILIES
 from onnxforge.passes.base import PassRefused
 from onnxforge.passes.prune_groups import Unit, prune_groups
 from onnxforge.passes.prune_heads import PruneHeads
+from onnxforge.passes.prune_mlp import PruneMlp
+from onnxforge.passes.removed_units import removed_units, units_left
 from onnxforge.passes.unit_scores import removal
 
 MIXED = ("olmo2", "mpnet")
@@ -108,3 +110,12 @@ def test_heads_of_attention_written_out(tiny_export):
     for step in pipeline.parse(("canonicalize", "fuse-norm")):
         step(model)
     assert {group.units for group in prune_groups(model.graph).of(Unit.QUERY_HEAD)} == {4}
+
+
+def test_the_record_of_what_went_adds_up(fused):
+    model = pruned(with_moments(fused("llama")), share=0.1)
+    assert removed_units(model) == {"removed_heads": "2 of 20"}
+    PruneMlp(share=0.5)(with_moments(model))
+    PruneMlp(share=0.5)(with_moments(model))
+    assert removed_units(model) == {"removed_heads": "2 of 20", "removed_channels": "300 of 400"}
+    assert units_left(model, Unit.CHANNEL) == ((20,) * 5, (80,) * 5)
