@@ -21,11 +21,12 @@ from onnxforge.passes.unit_damage import UnitDamage, leave_damage
 from onnxforge.passes.unit_scores import SURGEON, Unmeasured, readers_of, removal, score_names
 
 WHAT = "damage of units"
-_UNITS: Final[Mapping[str, Unit]] = {
-    "mlp": Unit.CHANNEL,
-    "heads": Unit.QUERY_HEAD,
-    "kv-heads": Unit.KV_GROUP,
+_UNITS: Final[Mapping[str, tuple[Unit, ...]]] = {
+    "mlp": (Unit.CHANNEL,),
+    "heads": (Unit.QUERY_HEAD, Unit.KV_GROUP),
+    "kv-heads": (Unit.KV_GROUP,),
 }
+"""The first of these that a graph has, as ``prune-heads`` takes them."""
 _SENTENCES: Final = 8
 """A sentence is short: as many make a sample of an encoder."""
 
@@ -77,7 +78,7 @@ class MeasureDamage(GraphPass):
             PassRefused: no unit of this kind can be removed, or the score asks for what was not measured.
         """
         found = prune_groups(model.graph)
-        groups = found.of(_UNITS[self.unit])
+        groups = next((kind for unit in _UNITS[self.unit] if (kind := found.of(unit))), ())
         if not groups:
             raise PassRefused(nothing_to_prune(self.text(), self.unit, found))
         counts = [_count(group, self.share) for group in groups]

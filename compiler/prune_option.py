@@ -42,9 +42,9 @@ _UNITS: Mapping[str, _Unit] = {
         counted=True,
         refits=False,
     ),
-    "kv-heads": _Unit("correlate-inputs prune-heads{{share={},unit=group{refit}}}"),
-    "heads": _Unit("correlate-inputs prune-heads{{share={}{refit}}}"),
-    "mlp": _Unit("correlate-inputs prune-mlp{{share={}{refit}}}"),
+    "kv-heads": _Unit("correlate-inputs prune-heads{{share={0},unit=group{refit}}}"),
+    "heads": _Unit("correlate-inputs measure-damage{{share={0},unit=heads}} prune-heads{{share={0}{refit}}}"),
+    "mlp": _Unit("correlate-inputs measure-damage{{share={0}}} prune-mlp{{share={0},uniform=false{refit}}}"),
 }
 """In the order in which they run, whatever the order on the command line: large pieces first."""
 _METRICS = ("latency", "size", "flops")

@@ -35,7 +35,7 @@ def measured(tiny_source, tiny_export):
     [
         ("llama", "mlp", Unit.CHANNEL, 40),
         ("llama", "heads", Unit.QUERY_HEAD, 2),
-        ("gpt2", "kv-heads", Unit.KV_GROUP, 2),
+        ("gpt2", "heads", Unit.KV_GROUP, 2),
         ("bert", "mlp", Unit.CHANNEL, 40),
     ],
 )

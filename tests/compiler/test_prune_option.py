@@ -25,7 +25,11 @@ def inserted(target: Target, text: str, recover: str | None = None) -> list[str]
 
 @pytest.mark.parametrize("name", ROWS)
 def test_pruning_comes_behind_the_fusions_of_every_target(name):
-    assert inserted(ROWS[name], "mlp=0.2") == ["correlate-inputs", "prune-mlp{share=0.2}"]
+    assert inserted(ROWS[name], "mlp=0.2") == [
+        "correlate-inputs",
+        "measure-damage{share=0.2}",
+        "prune-mlp{share=0.2,uniform=false}",
+    ]
 
 
 def test_large_pieces_go_first_whatever_the_order():
@@ -33,9 +37,11 @@ def test_large_pieces_go_first_whatever_the_order():
         "rank-layers{count=4}",
         "prune-layers{count=4}",
         "correlate-inputs",
+        "measure-damage{share=0.1,unit=heads}",
         "prune-heads{share=0.1}",
         "correlate-inputs",
-        "prune-mlp{share=0.2}",
+        "measure-damage{share=0.2}",
+        "prune-mlp{share=0.2,uniform=false}",
     ]
 
 
@@ -65,8 +71,8 @@ def test_attentions_alone_and_shares_of_layers():
 @pytest.mark.parametrize(
     ("recover", "last"),
     [
-        ("none", "prune-mlp{share=0.2,refit=false}"),
-        ("refit", "prune-mlp{share=0.2}"),
+        ("none", "prune-mlp{share=0.2,uniform=false,refit=false}"),
+        ("refit", "prune-mlp{share=0.2,uniform=false}"),
         ("distill", "distill-blocks{minutes=10}"),
         ("distill=2.5", "distill-blocks{minutes=2.5}"),
         ("distill-logits=30", "distill-logits{minutes=30}"),
@@ -109,6 +115,6 @@ def test_what_means_nothing_is_refused(prune, recover, said):
 def test_the_command_line_plans_it(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert cli.run_verb("compile", ["minilm-l6", "-t", "cpu-fp32", "--prune", "mlp=0.25", "--dry-run"]) == 0
     planned = json.loads(capsys.readouterr().out)["target"]
-    assert "prune-mlp{share=0.25}" in planned["passes"]
+    assert "prune-mlp{share=0.25,uniform=false}" in planned["passes"]
     assert cli.run_verb("compile", ["minilm-l6", "-t", "cpu-fp32", "--recover", "distill", "--dry-run"]) == 2
     assert "nothing is pruned" in capsys.readouterr().err
