@@ -22,21 +22,27 @@ from onnxforge.compiler.eval_text import cut, evaluation_text
 
 SHARES = (0.05, 0.1, 0.2, 0.3)
 SCORES = ("random", "magnitude", "wanda", "first-order", "surgeon")
+LAYERS = (2, 3, 6, 9)
 
 
 def steps() -> list[str]:
-    """The rows, quick ones first."""
+    """The rows: every score with and without the refit, then what `--prune` does, then layers."""
     rows = []
-    for unit in ("mlp", "heads"):
+    for unit, fixed in (("mlp", "uniform=true"), ("heads", "unit=query")):
         for share in SHARES:
             for score in SCORES:
-                gradients = "measure-gradients " if score == "first-order" else ""
-                plain = f"prune-{unit}{{share={share},score={score}"
-                rows += [f"{gradients}{plain},refit=false}}", f"{gradients}{plain}}}"]
-            if unit == "mlp":
-                rows.append(f"prune-mlp{{share={share},uniform=false}}")
-    rows += [f"prune-heads{{share=0.34,unit=group,refit={fit}}}" for fit in ("false", "true")]
-    return rows
+                measured = "measure-gradients " if score == "first-order" else ""
+                form = f"{measured}prune-{unit}{{share={share},{fixed},score={score}"
+                rows += [f"{form},refit=false}}", f"{form}}}"]
+            spread = ",uniform=false" if unit == "mlp" else ""
+            form = f"measure-damage{{share={share},unit={unit}}} prune-{unit}{{share={share}{spread}"
+            rows += [f"{form},refit=false}}", f"{form}}}"]
+    rows += [f"prune-heads{{share=0.34,unit=group,score={score}}}" for score in ("random", "surgeon")]
+    return rows + [
+        f"rank-layers{{count={count},by={by}}} prune-layers{{count={count}}}"
+        for count in LAYERS
+        for by in ("random", "magnitude", "influence", "damage")
+    ]
 
 
 @dataclass(frozen=True)

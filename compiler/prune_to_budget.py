@@ -141,7 +141,7 @@ class PruneToBudget(GraphPass):
         self, model: ir.Model, plan: Plan, whole: Contestant, work: Sequence[CalibrationBatch]
     ) -> Measures:
         """A copy pruned by ``plan`` beside the whole model; without ``work`` its damage is not asked for."""
-        copy = _with_measures(model)
+        copy = _copy(model)
         for step in self._quick(plan, copy, fit=bool(work)):
             _run(step, copy)
         with ExitStack() as stack:
@@ -199,15 +199,10 @@ def _expected(alone: Mapping[str, Mapping[float, Measures]], metric: str, plan: 
     return 1 - sum(part * (1 if unit == "layers" else stay) for unit, part in saved.items())
 
 
-def _with_measures(model: ir.Model) -> ir.Model:
-    """A clone that keeps what was measured of its values, which a plain clone forgets."""
+def _copy(model: ir.Model) -> ir.Model:
+    """A clone that finds the same calibration data; what was measured of its values comes along."""
     copy = model.clone()
     copy.meta.update(model.meta)
-    mine = {value.name: value for node in copy.graph for value in node.outputs}
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name in mine:
-                mine[value.name].meta.update(value.meta)
     return copy
 
 
