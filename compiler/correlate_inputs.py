@@ -44,10 +44,6 @@ class CorrelateInputs(GraphPass):
     """Tokens of a window; the most that a sentence may have."""
     memory_mb: int = 4096
     """The most that the sums of one round may take. One value that needs more is a round by itself."""
-    evening: float = 0.0
-    """Every token's row is divided by its length to this power. 0 weighs tokens by their own size, so that
-    the first one, whose states are a thousand times as large as others', is most of what is seen; 1 counts
-    all alike."""
     keep_bits: int = 0
     """Matrices whose source stores them in blocks of at most so many bits will be kept: not measured for."""
     skip: str = ""
@@ -111,8 +107,7 @@ class CorrelateInputs(GraphPass):
         work = calibration_batches(model, self.samples, self.tokens, used_by=self.text())
         for rows in watched_rows(model, values, work):
             for index, seen in enumerate(rows):
-                weighted = _evened(seen, self.evening)
-                sums[index] += weighted.T @ weighted
+                sums[index] += seen.T @ seen
                 counts[index] += len(seen)
             del rows, seen  # before the next batch runs: never two batches at once
         return [InputMoments(spilled(total), count) for total, count in zip(sums, counts, strict=True)]
@@ -131,15 +126,6 @@ class CorrelateInputs(GraphPass):
                 f"{found.tokens} tokens for {width} channels: its moments are of low rank; take more samples"
             )
             notes.near_miss(WHAT, value.name, reason)
-
-
-def _evened(rows: np.ndarray, power: float) -> np.ndarray:
-    """``rows`` [T, K], each divided by its length to ``power``."""
-    if not power:
-        return rows
-    lengths = np.sqrt(np.einsum("tk,tk->t", rows, rows))
-    divided: np.ndarray = rows / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None] ** power
-    return divided
 
 
 def _width(value: ir.Value) -> int:

@@ -1,6 +1,6 @@
 """``--prune mlp=0.2,heads=0.1,layers=4`` and ``--recover``: what they do to a target."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxforge.compiler.errors import RequestRefused
@@ -56,6 +56,9 @@ _RECOVERY: Mapping[str, str] = {
     "distill-logits": "distill-logits{{minutes={}}}",
 }
 _MINUTES = 10
+_COMPARE = "compare-unpruned"
+_CHANGES, _ROUNDS = ("prune-", "distill-"), ("insert-qdq", "quantize-weights")
+"""Steps that the report is to say the price of: those inserted here, and those that round."""
 _BUDGET: Mapping[str, BudgetLine] = {
     # What somebody asked to have removed is not judged by what it costs, which the report tells, but a model
     # that is ruined is not published: SmolLM2-135M without a fifth of its FFN channels is at 1.2, without 4
@@ -80,8 +83,14 @@ def with_pruning(target: Target, text: str, recover: str | None = None) -> Targe
     ]
     steps += _recovery(kind, minutes)
     ahead = ahead_of_pruning(target)
-    passes = (*ahead, *steps, *target.passes[len(ahead) :])
+    passes = (*ahead, *_compared(steps, _CHANGES), *_compared(target.passes[len(ahead) :], _ROUNDS))
     return replace(target, passes=passes, budget=_budget(target.budget))
+
+
+def _compared(steps: Sequence[str], behind: tuple[str, ...]) -> list[str]:
+    """``steps`` with a comparison behind each whose name starts like one of ``behind``."""
+    pairs = [(step, _COMPARE) if step.startswith(behind) else (step,) for step in steps]
+    return [step for pair in pairs for step in pair]
 
 
 def ahead_of_pruning(target: Target) -> tuple[str, ...]:

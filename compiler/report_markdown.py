@@ -8,6 +8,7 @@ from onnxforge.compiler.layer_rank_section import layer_rank_section
 from onnxforge.compiler.layer_skip_section import layer_skip_section
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.placement_report import placement_section
+from onnxforge.compiler.pruning_section import pruning_section
 from onnxforge.compiler.quantizer_section import quantizer_section
 from onnxforge.compiler.sensitivity_section import sensitivity_section
 from onnxforge.compiler.speculation_section import speculation_section
@@ -33,6 +34,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
         speculation_section(evidence.speculation),
         layer_skip_section(evidence.ledger.measures(LAYER_SKIP), evidence.speculation),
         _size(evidence),
+        pruning_section(evidence.ledger),
         _ledger(evidence),
         _calibration(evidence),
         layer_rank_section(evidence.ledger.measures(LAYER_RANK)),

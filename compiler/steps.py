@@ -9,6 +9,7 @@ from onnxforge.passes.base import GraphStep
 _OWN: Mapping[str, tuple[str, str]] = {
     "calibrate": ("onnxforge.compiler.calibrate", "Calibrate"),
     "calibrate-cache": ("onnxforge.compiler.calibrate_cache", "CalibrateCache"),
+    "compare-unpruned": ("onnxforge.compiler.compare_unpruned", "CompareUnpruned"),
     "correlate-inputs": ("onnxforge.compiler.correlate_inputs", "CorrelateInputs"),
     "distill-blocks": ("onnxforge.compiler.distill_blocks", "DistillBlocks"),
     "distill-logits": ("onnxforge.compiler.distill_logits", "DistillLogits"),

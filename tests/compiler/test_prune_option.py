@@ -15,8 +15,14 @@ ROWS = {target.name: target for target in TARGETS}
 
 
 def inserted(target: Target, text: str, recover: str | None = None) -> list[str]:
+    """The new steps, less the comparisons, of which one is behind each that changes numbers."""
     passes = with_pruning(target, text, recover).passes
     parse(passes)
+    changing = ("prune-", "distill-", "insert-qdq", "quantize-weights")
+    assert [passes[at - 1] for at, step in enumerate(passes) if step == "compare-unpruned"] == [
+        step for step in passes if step.startswith(changing)
+    ]
+    passes = tuple(step for step in passes if step != "compare-unpruned")
     new = [step for step in passes if step not in target.passes or step == "correlate-inputs"]
     at = passes.index(new[0])
     assert passes[:at] + passes[at + len(new) :] == target.passes
