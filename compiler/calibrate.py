@@ -13,6 +13,7 @@ from onnxforge.compiler.clipping import METHODS
 from onnxforge.passes import notes
 from onnxforge.passes.activation_range import annotate
 from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.option_checks import check_choice
 
 WHAT = "activation range"
 _FEWEST = 8
@@ -51,8 +52,7 @@ class Calibrate(GraphPass):
         Raises:
             PassRefused: an option is out of its range.
         """
-        if self.method not in METHODS:
-            raise PassRefused(f"{self.text()}: method is {self.method!r}; use one of {', '.join(METHODS)}")
+        check_choice(self.text(), "method", self.method, METHODS)
         if not 50 < self.percentile <= 100:
             raise PassRefused(
                 f"{self.text()}: percentile is {self.percentile}; it must be above 50, up to 100"

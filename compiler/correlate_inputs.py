@@ -14,6 +14,7 @@ from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.input_moments import InputMoments, leave_moments
 from onnxforge.passes.matching import is_op, static_dim
+from onnxforge.passes.option_checks import check_pattern
 from onnxforge.passes.spilled import spilled
 from onnxforge.passes.stored_blocks import stored_blocks
 from onnxforge.passes.weight_inputs import weight_of
@@ -59,10 +60,7 @@ class CorrelateInputs(GraphPass):
             raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
         if self.memory_mb < 1:
             raise PassRefused(f"{self.text()}: memory_mb is {self.memory_mb}; it must be at least 1")
-        try:
-            re.compile(self.skip)
-        except re.error as problem:
-            raise PassRefused(f"{self.text()}: skip is no regular expression ({problem})") from problem
+        check_pattern(self.text(), "skip", self.skip)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Annotate the values; see :mod:`onnxforge.passes.input_moments`.

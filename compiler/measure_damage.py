@@ -15,6 +15,7 @@ from onnxforge.passes import notes
 from onnxforge.passes.allocation import rounded
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.constants import add_array
+from onnxforge.passes.option_checks import check_choice, check_share
 from onnxforge.passes.prune_cut import nothing_to_prune, planned
 from onnxforge.passes.prune_groups import PruneGroup, Unit, prune_groups
 from onnxforge.passes.unit_damage import UnitDamage, leave_damage
@@ -60,14 +61,9 @@ class MeasureDamage(GraphPass):
         Raises:
             PassRefused: what is wrong, and what to write instead.
         """
-        if self.unit not in _UNITS:
-            raise PassRefused(f"{self.text()}: unit is {self.unit!r}; use one of {', '.join(_UNITS)}")
-        if not 0 < self.share < 1:
-            raise PassRefused(f"{self.text()}: share is {self.share}; it must be between 0 and 1")
-        if self.score not in score_names():
-            raise PassRefused(
-                f"{self.text()}: score is {self.score!r}; use one of {', '.join(score_names())}"
-            )
+        check_choice(self.text(), "unit", self.unit, _UNITS)
+        check_share(self.text(), "share", self.share)
+        check_choice(self.text(), "score", self.score, score_names())
         if self.samples < 1 or self.tokens < 2:
             raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
 

@@ -16,6 +16,7 @@ from onnxforge.compiler.pruning_trial import Contestant, Measures, compared, con
 from onnxforge.compiler.rank_layers import RankLayers
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.option_checks import check_choice, check_share
 from onnxforge.passes.prune_heads import PruneHeads
 from onnxforge.passes.prune_layers import PruneLayers
 from onnxforge.passes.prune_mlp import PruneMlp
@@ -68,10 +69,8 @@ class PruneToBudget(GraphPass):
         Raises:
             PassRefused: what is wrong, and what to write instead.
         """
-        if self.metric not in METRICS:
-            raise PassRefused(f"{self.text()}: metric is {self.metric!r}; use one of {', '.join(METRICS)}")
-        if not 0 < self.ratio < 1:
-            raise PassRefused(f"{self.text()}: ratio is {self.ratio}; it must be between 0 and 1")
+        check_choice(self.text(), "metric", self.metric, METRICS)
+        check_share(self.text(), "ratio", self.ratio)
         unknown = [unit for unit in self.units.split("+") if unit not in _SHARES]
         if unknown:
             raise PassRefused(

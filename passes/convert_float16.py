@@ -1,6 +1,5 @@
 """A float32 graph in float16: weights, activations, cache and logits."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +13,7 @@ from onnxforge.passes.dtypes import infer_dtypes
 from onnxforge.passes.float16_weights import Float16Weights
 from onnxforge.passes.float32_islands import float32_islands, reads_any_type
 from onnxforge.passes.matching import insert_after, is_op
+from onnxforge.passes.option_checks import check_pattern
 
 WHAT = "float16"
 _SINGLE, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -52,10 +52,7 @@ class ConvertFloat16(GraphPass):
         Raises:
             PassRefused: ``skip`` is no regular expression, or the graph has subgraphs.
         """
-        try:
-            re.compile(self.skip)
-        except re.error as problem:
-            raise PassRefused(f"{self.text()}: skip is no regular expression ({problem})") from problem
+        check_pattern(self.text(), "skip", self.skip)
         branching = [node for node in model.graph if _has_subgraph(node)]
         if branching:
             raise PassRefused(

@@ -14,6 +14,7 @@ from onnxforge.passes.constants import constant, extents
 from onnxforge.passes.kept_float import kept_float
 from onnxforge.passes.linear_product import LinearProduct, linear_product
 from onnxforge.passes.matching import int_attribute, is_op, rank
+from onnxforge.passes.option_checks import check_pattern
 from onnxforge.passes.qdq_emit import QdqWriter
 from onnxforge.passes.qdq_scheme import NONE, TYPES, Granularity, WeightScheme, weight_scheme
 from onnxforge.passes.qdq_support import Form, objection
@@ -92,10 +93,7 @@ class InsertQdq(GraphPass):
                 or activations are to be static and no product's input has a calibrated range.
         """
         for name, pattern in (("skip", self.skip), ("only", self.only)):
-            try:
-                re.compile(pattern)
-            except re.error as problem:
-                raise PassRefused(f"{self.text()}: {name} is no regular expression ({problem})") from problem
+            check_pattern(self.text(), name, pattern)
         if found := objection(self._form(), self.provider, model.opset_imports.get("", 1)):
             raise PassRefused(f"{self.text()}: {found}")
         products = [product for node in model.graph if (product := linear_product(node))]

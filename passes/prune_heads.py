@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxforge.passes import notes
 from onnxforge.passes.allocation import cheapest, comparable
 from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.option_checks import check_choice, check_share
 from onnxforge.passes.prune_cut import Cut, nothing_to_prune, planned
 from onnxforge.passes.prune_groups import PruneGroup, Unit, prune_groups
 from onnxforge.passes.removed_units import remember_units
@@ -57,16 +58,9 @@ class PruneHeads(GraphPass):
         Raises:
             PassRefused: what is wrong, and what to write instead.
         """
-        if not 0 < self.share < 1:
-            raise PassRefused(f"{self.text()}: share is {self.share}; it must be between 0 and 1")
-        if self.unit not in (AUTO, *_UNITS):
-            raise PassRefused(
-                f"{self.text()}: unit is {self.unit!r}; use one of {', '.join((AUTO, *_UNITS))}"
-            )
-        if self.score not in score_names():
-            raise PassRefused(
-                f"{self.text()}: score is {self.score!r}; use one of {', '.join(score_names())}"
-            )
+        check_share(self.text(), "share", self.share)
+        check_choice(self.text(), "unit", self.unit, (AUTO, *_UNITS))
+        check_choice(self.text(), "score", self.score, score_names())
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Choose over all layers, then cut.

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxforge.passes import notes
 from onnxforge.passes.allocation import cheapest, comparable, rounded
 from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.option_checks import check_choice, check_pattern, check_share
 from onnxforge.passes.prune_cut import Cut, nothing_to_prune, planned
 from onnxforge.passes.prune_groups import PruneGroup, Unit, prune_groups
 from onnxforge.passes.removed_units import remember_units
@@ -57,18 +58,11 @@ class PruneMlp(GraphPass):
         Raises:
             PassRefused: what is wrong, and what to write instead.
         """
-        if not 0 < self.share < 1:
-            raise PassRefused(f"{self.text()}: share is {self.share}; it must be between 0 and 1")
-        if self.score not in score_names():
-            raise PassRefused(
-                f"{self.text()}: score is {self.score!r}; use one of {', '.join(score_names())}"
-            )
+        check_share(self.text(), "share", self.share)
+        check_choice(self.text(), "score", self.score, score_names())
         if self.multiple < 1:
             raise PassRefused(f"{self.text()}: multiple is {self.multiple}; it must be at least 1")
-        try:
-            re.compile(self.skip)
-        except re.error as problem:
-            raise PassRefused(f"{self.text()}: skip is no regular expression ({problem})") from problem
+        check_pattern(self.text(), "skip", self.skip)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Choose in every layer, then cut all of them.

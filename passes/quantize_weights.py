@@ -27,6 +27,7 @@ from onnxforge.passes.matching import (
     redirect,
     remove_dead,
 )
+from onnxforge.passes.option_checks import check_choice, check_pattern
 from onnxforge.passes.ordered_columns import OrderedColumns
 from onnxforge.passes.quantized_table import MatrixKey, MatrixWeight, QuantizedTable, store, store_kept
 from onnxforge.passes.stored_blocks import StoredBlocks
@@ -103,13 +104,8 @@ class QuantizeWeights(GraphPass):
             raise PassRefused(f"{self.text()}: bits is {self.bits}; MatMulNBits is used with 4 or 8")
         if self.block_size not in (16, 32, 64, 128, 256):
             raise PassRefused(f"{self.text()}: block_size is {self.block_size}; use 16, 32, 64, 128 or 256")
-        if self.method not in (*GRIDS, GPTQ):
-            known = ", ".join((*GRIDS, GPTQ))
-            raise PassRefused(f"{self.text()}: method is {self.method!r}; use one of {known}")
-        try:
-            re.compile(self.skip)
-        except re.error as problem:
-            raise PassRefused(f"{self.text()}: skip is no regular expression ({problem})") from problem
+        check_choice(self.text(), "method", self.method, (*GRIDS, GPTQ))
+        check_pattern(self.text(), "skip", self.skip)
         if self.method == GPTQ and (missing := unmeasured(self._rounded(model.graph))):
             raise PassRefused(
                 f"{self.text()}: gptq needs the moments of what a matrix multiplies, and the inputs of "

@@ -14,6 +14,7 @@ from onnxforge.passes.block_scheme import BlockScheme
 from onnxforge.passes.constants import constant, extents
 from onnxforge.passes.input_moments import InputMoments, moments_of
 from onnxforge.passes.kept_blocks import KeptBlocks
+from onnxforge.passes.option_checks import check_choice
 from onnxforge.passes.scale_sites import ScaleSite, find_site, fold, multiplied_values, objection
 from onnxforge.passes.stored_blocks import stored_blocks
 
@@ -72,8 +73,7 @@ class SearchScales(GraphPass):
             raise PassRefused(
                 f"{self.text()}: MatMulNBits is used with 4 or 8 bits and blocks of 16, 32, 64, 128 or 256"
             )
-        if self.method not in GRIDS:
-            raise PassRefused(f"{self.text()}: method is {self.method!r}; use one of {', '.join(GRIDS)}")
+        check_choice(self.text(), "method", self.method, GRIDS)
         values = list(multiplied_values(model.graph))
         kept = any(self._stores(value) for value in values)
         if values and not kept and all(moments_of(value) is None for value in values):
