@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxforge.compiler.activation_tally import ActivationTally, NotFinite
 from onnxforge.compiler.activations import multiplied, watched_rows
-from onnxforge.compiler.calibration_data import calibration_batches
+from onnxforge.compiler.calibration_data import calibration_batches, check_samples
 from onnxforge.compiler.calibration_use import CalibrationUse
 from onnxforge.compiler.clipping import METHODS
 from onnxforge.passes import notes
@@ -57,8 +57,7 @@ class Calibrate(GraphPass):
             raise PassRefused(
                 f"{self.text()}: percentile is {self.percentile}; it must be above 50, up to 100"
             )
-        if self.samples < 1 or self.tokens < 2:
-            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+        check_samples(self.text(), self.samples, self.tokens)
         if self.seed < 0:
             raise PassRefused(f"{self.text()}: seed is {self.seed}; it must not be negative")
 

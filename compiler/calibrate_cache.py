@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxforge.compiler.activations import watched_rows
-from onnxforge.compiler.calibration_data import calibration_batches
+from onnxforge.compiler.calibration_data import calibration_batches, check_samples
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.cache_range import annotate_cache
@@ -39,8 +39,7 @@ class CalibrateCache(GraphPass):
         Raises:
             PassRefused: ``samples`` or ``tokens`` is not positive.
         """
-        if self.samples < 1 or self.tokens < 2:
-            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+        check_samples(self.text(), self.samples, self.tokens)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Annotate the presents; see :mod:`onnxforge.passes.cache_range`."""

@@ -25,6 +25,8 @@ from onnxforge.passes.token_counts import kept_tokens
 
 _KEY = "onnxforge.calibration"
 _BATCH = 8
+_SENTENCES = 8
+"""A sentence is short: as many make a sample of an encoder, where samples are counted."""
 _EVERY = 1 << 40
 
 
@@ -151,6 +153,26 @@ def calibration_batches(
         raise PassRefused(str(error)) from error
     data.uses[work.key] = replace(use, steps=tuple(dict.fromkeys(filter(None, (*use.steps, used_by)))))
     return work
+
+
+def trial_batches(model: ir.Model, samples: int, tokens: int, *, used_by: str) -> list[CalibrationBatch]:
+    """A little text, in memory, for a step that runs a model on it many times over.
+
+    ``samples`` windows for a decoder, as many eights of sentences for an encoder. Raises what
+    :func:`calibration_batches` does.
+    """
+    count = samples if graph_kind(model) == "decoder" else _SENTENCES * samples
+    return list(calibration_batches(model, count, tokens, used_by=used_by))
+
+
+def check_samples(step: str, samples: int, tokens: int) -> None:
+    """Refuse to calibrate on nothing; ``step`` is the text form of the step.
+
+    Raises:
+        PassRefused: no sample, or samples of less than two tokens.
+    """
+    if samples < 1 or tokens < 2:
+        raise PassRefused(f"{step}: needs at least 1 sample of 2 tokens")
 
 
 def _use(work: CalibrationWork) -> CalibrationUse:

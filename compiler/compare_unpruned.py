@@ -5,16 +5,14 @@ from typing import ClassVar, Final
 
 import onnx_ir as ir
 
-from onnxforge.compiler.calibration_data import calibration_batches
-from onnxforge.compiler.graph_facts import graph_kind
+from onnxforge.compiler.calibration_data import check_samples, trial_batches
 from onnxforge.compiler.pruning_trial import compared, contestant
 from onnxforge.passes import notes
-from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.base import GraphPass
 from onnxforge.passes.unpruned import unpruned
 
 PRUNING: Final = "distance from the unpruned model"
 """What the measures speak of."""
-_SENTENCES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,13 @@ class CompareUnpruned(GraphPass):
         Raises:
             PassRefused: no sample, or samples of less than two tokens.
         """
-        if self.samples < 1 or self.tokens < 2:
-            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+        check_samples(self.text(), self.samples, self.tokens)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Measure; where nothing was pruned there is nothing to compare."""
         whole = unpruned(model)
         if whole is not None:
-            count = self.samples * (1 if graph_kind(model) == "decoder" else _SENTENCES)
-            work = list(calibration_batches(model, count, self.tokens, used_by=self.text()))
+            work = trial_batches(model, self.samples, self.tokens, used_by=self.text())
             with contestant(whole) as theirs, contestant(model) as ours:
                 found = compared(theirs, ours, work)
             gained = f"{found.size:.3f}x of the bytes, {found.latency:.2f}x of the time of a step"

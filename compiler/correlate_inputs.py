@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxforge.compiler.activations import multiplied, watched_rows
-from onnxforge.compiler.calibration_data import calibration_batches
+from onnxforge.compiler.calibration_data import calibration_batches, check_samples
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.input_moments import InputMoments, leave_moments
@@ -56,8 +56,7 @@ class CorrelateInputs(GraphPass):
         Raises:
             PassRefused: ``samples``, ``tokens`` or ``memory_mb`` is not positive; ``skip`` cannot be read.
         """
-        if self.samples < 1 or self.tokens < 2:
-            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+        check_samples(self.text(), self.samples, self.tokens)
         if self.memory_mb < 1:
             raise PassRefused(f"{self.text()}: memory_mb is {self.memory_mb}; it must be at least 1")
         check_pattern(self.text(), "skip", self.skip)

@@ -7,8 +7,7 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_ir as ir
 
-from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
-from onnxforge.compiler.graph_facts import graph_kind
+from onnxforge.compiler.calibration_data import check_samples, trial_batches
 from onnxforge.compiler.sensitivity import switch_session
 from onnxforge.compiler.switched_graph import products, switched_graph
 from onnxforge.passes import notes
@@ -28,8 +27,6 @@ _UNITS: Final[Mapping[str, tuple[Unit, ...]]] = {
     "kv-heads": (Unit.KV_GROUP,),
 }
 """The first of these that a graph has, as ``prune-heads`` takes them."""
-_SENTENCES: Final = 8
-"""A sentence is short: as many make a sample of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,7 @@ class MeasureDamage(GraphPass):
         check_choice(self.text(), "unit", self.unit, _UNITS)
         check_share(self.text(), "share", self.share)
         check_choice(self.text(), "score", self.score, score_names())
-        if self.samples < 1 or self.tokens < 2:
-            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+        check_samples(self.text(), self.samples, self.tokens)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Leave the damage on the values; see :mod:`onnxforge.passes.unit_damage`.
@@ -87,7 +83,8 @@ class MeasureDamage(GraphPass):
         owners = [self._owner(groups, nodes[position]) for position in both.positions]
         choices = np.array([[owner is group for owner in owners] for group in groups])
         with switch_session(both.model) as session:
-            damage = session.divergence(choices, self._work(model))
+            work = trial_batches(model, self.samples, self.tokens, used_by=self.text())
+            damage = session.divergence(choices, work)
         for group, count, moved in zip(groups, counts, damage, strict=True):
             leave_damage(group.value, UnitDamage(count, float(moved)))
             notes.measured(WHAT, group.name, float(moved), f"without {count} of {group.units} {group.unit}s")
@@ -108,11 +105,6 @@ class MeasureDamage(GraphPass):
 
     def _owner(self, groups: Sequence[PruneGroup], node: ir.Node) -> PruneGroup:
         return next(group for group in groups if node in group.readers())
-
-    def _work(self, model: ir.Model) -> list[CalibrationBatch]:
-        decoder = graph_kind(model) == "decoder"
-        count = self.samples if decoder else _SENTENCES * self.samples
-        return list(calibration_batches(model, count, self.tokens, used_by=self.text()))
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,13 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
-from onnxforge.compiler.graph_facts import graph_kind
+from onnxforge.compiler.calibration_data import CalibrationBatch, check_samples, trial_batches
 from onnxforge.compiler.sensitivity import SwitchSession, switch_session
 from onnxforge.compiler.switched_graph import products, switched_graph
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.insert_qdq import InsertQdq
 from onnxforge.passes.kept_float import STATIC_W8A8, keep_float, release
-
-_SENTENCES = 8
-"""A sentence is short: as many make a sample of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ class MixPrecision(GraphPass):
         """
         if not (self.max_kl > 0 and self.max_cosine_distance > 0):
             raise PassRefused(f"{self.text()}: the limits must be above 0")
-        if min(self.samples, self.check_samples) < 1 or min(self.tokens, self.check_tokens) < 2:
-            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+        check_samples(self.text(), self.samples, self.tokens)
+        check_samples(self.text(), self.check_samples, self.check_tokens)
         self._trial().requires(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -73,11 +69,10 @@ class MixPrecision(GraphPass):
         sites = [nodes[position] for position in both.positions]
         with switch_session(both.model) as session:
             limit = self.max_kl if session.answer == "logits" else self.max_cosine_distance
-            alone = session.divergence(
-                np.eye(len(sites), dtype=bool), self._work(model, self.samples, self.tokens)
-            )
+            work = trial_batches(model, self.samples, self.tokens, used_by=self.text())
+            alone = session.divergence(np.eye(len(sites), dtype=bool), work)
             order = [int(site) for site in np.argsort(-alone, kind="stable")]
-            check_on = self._work(model, self.check_samples, self.check_tokens)
+            check_on = trial_batches(model, self.check_samples, self.check_tokens, used_by=self.text())
             rest = np.cumsum(alone[order][::-1])[
                 ::-1
             ]  # as if divergences added up: nearly so, and only a start
@@ -96,11 +91,6 @@ class MixPrecision(GraphPass):
 
     def _trial(self) -> InsertQdq:
         return InsertQdq(min_sqnr_db=0, skip=self.skip)
-
-    def _work(self, model: ir.Model, samples: int, tokens: int) -> list[CalibrationBatch]:
-        decoder = graph_kind(model) == "decoder"
-        count = samples if decoder else _SENTENCES * samples
-        return list(calibration_batches(model, count, tokens, used_by=self.text()))
 
 
 def _fewest(

@@ -9,9 +9,8 @@ from typing import ClassVar, Final
 
 import onnx_ir as ir
 
-from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
+from onnxforge.compiler.calibration_data import CalibrationBatch, check_samples, trial_batches
 from onnxforge.compiler.correlate_inputs import CorrelateInputs
-from onnxforge.compiler.graph_facts import graph_kind
 from onnxforge.compiler.pruning_trial import Contestant, Measures, compared, contestant
 from onnxforge.compiler.rank_layers import RankLayers
 from onnxforge.passes import notes
@@ -29,7 +28,6 @@ _SHARES: Final[Mapping[str, Sequence[float]]] = {
     "mlp": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 }
 """What is tried of each unit, in the order in which they are removed."""
-_SENTENCES: Final = 8
 _CORRECTIONS: Final = 5
 Plan = Mapping[str, float]
 """Shares by unit; a unit that keeps all has none."""
@@ -76,8 +74,7 @@ class PruneToBudget(GraphPass):
             raise PassRefused(
                 f"{self.text()}: {unknown[0]!r} is no unit; use {', '.join(_SHARES)}, joined by `+`"
             )
-        if self.samples < 1 or self.tokens < 2:
-            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens")
+        check_samples(self.text(), self.samples, self.tokens)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Search on copies, then prune ``model``.
@@ -96,7 +93,7 @@ class PruneToBudget(GraphPass):
 
     def _alone(self, model: ir.Model, whole: Contestant) -> Mapping[str, Mapping[float, Measures]]:
         """By unit and share, what the model without only that is."""
-        work = self._work(model)
+        work = trial_batches(model, self.samples, self.tokens, used_by=self.text())
         found: dict[str, dict[float, Measures]] = {}
         for unit, share in self._trials():
             try:
@@ -167,10 +164,6 @@ class PruneToBudget(GraphPass):
         if "mlp" in plan:
             yield CorrelateInputs()
             yield PruneMlp(share=plan["mlp"], refit=self.refit)
-
-    def _work(self, model: ir.Model) -> list[CalibrationBatch]:
-        count = self.samples * (1 if graph_kind(model) == "decoder" else _SENTENCES)
-        return list(calibration_batches(model, count, self.tokens, used_by=self.text()))
 
 
 def _run(step: GraphPass, model: ir.Model) -> None:

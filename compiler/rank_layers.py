@@ -9,8 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxforge.compiler.activations import watched_rows
-from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
-from onnxforge.compiler.graph_facts import graph_kind
+from onnxforge.compiler.calibration_data import CalibrationBatch, check_samples, trial_batches
 from onnxforge.compiler.layer_damage import greedy_order
 from onnxforge.compiler.layer_switches import layer_session
 from onnxforge.passes import notes
@@ -19,9 +18,6 @@ from onnxforge.passes.constants import constant
 from onnxforge.passes.layer_ranks import LAYER_RANK, leave_ranks
 from onnxforge.passes.layers import LayersNotFound, Span, Unit, find_layers, spans_of
 from onnxforge.passes.prune_layers import how_many
-
-_SENTENCES = 8
-"""A sentence is short: as many make a sample of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,7 @@ class RankLayers(GraphPass):
             raise PassRefused(
                 f"{self.text()}: unit is one of {', '.join(Unit)}, by one of {', '.join(_SCORES)}."
             )
-        if self.samples < 1 or self.tokens < 2:
-            raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens.")
+        check_samples(self.text(), self.samples, self.tokens)
         most = len(self._spans(model)) - 1
         if not 0 < how_many(self.count, most + 1) <= most:
             raise PassRefused(f"{self.text()}: of {most + 1} {self.unit}s 1 to {most} can be ranked to go.")
@@ -81,8 +76,7 @@ class RankLayers(GraphPass):
 
     def work(self, model: ir.Model) -> list[CalibrationBatch]:
         """The text to run."""
-        count = self.samples * (1 if graph_kind(model) == "decoder" else _SENTENCES)
-        return list(calibration_batches(model, count, self.tokens, used_by=self.text()))
+        return trial_batches(model, self.samples, self.tokens, used_by=self.text())
 
     def _spans(self, model: ir.Model) -> tuple[Span, ...]:
         try:
