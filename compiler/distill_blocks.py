@@ -9,11 +9,12 @@ import onnx_ir as ir
 import torch
 
 from onnxforge.compiler.distillation_cache import DistillationCache, Learned, distillation_cache
+from onnxforge.compiler.distillation_losses import answer_loss
 from onnxforge.compiler.distillation_text import DistillationText, TextBatch, distillation_text
+from onnxforge.compiler.graph_facts import answer_of
 from onnxforge.compiler.layer_distillation import LayerPair, Side, layer_pairs, learn_layer, weights_of
 from onnxforge.compiler.step_progress import say
 from onnxforge.compiler.stream_refit import last_product
-from onnxforge.compiler.student_answers import answer_loss, answer_of
 from onnxforge.compiler.torch_graph import TorchGraph, Weights
 from onnxforge.compiler.trainable_weights import put_back, trainable_weights
 from onnxforge.compiler.training_run import Clock

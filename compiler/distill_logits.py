@@ -8,9 +8,10 @@ import torch
 
 from onnxforge.compiler.distill_blocks import check_options, teacher_of
 from onnxforge.compiler.distillation_cache import DistillationCache, Learned, distillation_cache
+from onnxforge.compiler.distillation_losses import answer_loss
 from onnxforge.compiler.distillation_text import DistillationText, TextBatch, distillation_text
+from onnxforge.compiler.graph_facts import answer_of
 from onnxforge.compiler.step_progress import say
-from onnxforge.compiler.student_answers import answer_loss, answer_of
 from onnxforge.compiler.torch_graph import TorchGraph, Weights
 from onnxforge.compiler.trainable_weights import put_back, trainable_weights
 from onnxforge.compiler.training_run import Clock, train

@@ -11,6 +11,18 @@ Answers: TypeAlias = torch.Tensor
 """Logits [B, S, V] or [B, C], or hidden states [B, S, H]."""
 
 
+def answer_loss(
+    name: str, student: Answers, teacher: Answers, mask: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """Scalar: of logits the KL divergence, nats per token; of hidden states their distance.
+
+    ``name`` is the output's; ``mask`` int64 [B, S].
+    """
+    if name == "logits":
+        return logits_loss(student, teacher, mask.bool(), temperature)
+    return states_loss(student, teacher, mask)
+
+
 def stream_error(student: torch.Tensor, teacher: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Scalar: the mean over real tokens of the squared error, each relative to its token's own square.
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxforge.passes.base import PassRefused
+
 _PAST = re.compile(r"past_key_values\.(\d+)\.key")
 _ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
+_ANSWERS = ("logits", "last_hidden_state")
 _CACHE_DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.INT8: "int8"}
 
 
@@ -35,6 +38,23 @@ class GraphFacts:
 def graph_kind(model: ir.Model) -> str:
     """``decoder`` when the graph carries a cache, else ``encoder``; of any graph, compiled or not."""
     return "decoder" if any(_PAST.fullmatch(value.name or "") for value in model.graph.inputs) else "encoder"
+
+
+def answer_of(model: ir.Model) -> ir.Value:
+    """The output by which steps tell how far a model has moved: its logits, else its hidden states.
+
+    Raises:
+        PassRefused: the graph answers neither.
+    """
+    by_name = {output.name: output for output in model.graph.outputs}
+    found = next((by_name[name] for name in _ANSWERS if name in by_name), None)
+    if found is None:
+        answers = ", ".join(name or "(unnamed)" for name in by_name)
+        raise PassRefused(
+            f"The graph answers {answers}, and neither {' nor '.join(_ANSWERS)}: how far a step moves them "
+            "cannot be measured. Export it with one of these outputs."
+        )
+    return found
 
 
 def graph_facts(model: ir.Model) -> GraphFacts:

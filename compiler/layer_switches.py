@@ -30,7 +30,7 @@ def layer_session(model: ir.Model, unit: Unit) -> Iterator[SwitchSession]:
 
     Raises:
         LayersNotFound: the graph does not fall into layers.
-        ValueError: it answers neither logits nor hidden states.
+        PassRefused: it answers neither logits nor hidden states.
     """
     copy = model.clone()
     spans = spans_of(find_layers(copy.graph), unit)

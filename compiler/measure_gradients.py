@@ -10,7 +10,7 @@ import torch
 
 from onnxforge.compiler.activations import multiplied
 from onnxforge.compiler.calibration_data import CalibrationBatch, calibration_batches
-from onnxforge.compiler.graph_facts import graph_kind
+from onnxforge.compiler.graph_facts import answer_of, graph_kind
 from onnxforge.compiler.pruning_losses import next_token_loss, own_label_loss, random_direction_loss
 from onnxforge.compiler.torch_feeds import torch_feeds
 from onnxforge.compiler.torch_graph import TorchGraph
@@ -19,7 +19,6 @@ from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.input_gradients import InputGradients, leave_gradients
 
 WHAT = "input gradients"
-_ANSWERS = ("logits", "last_hidden_state")
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class MeasureGradients(GraphPass):
         """
         if self.samples < 1 or self.tokens < 2 or self.directions < 1:
             raise PassRefused(f"{self.text()}: needs at least 1 sample of 2 tokens, and 1 direction")
-        if _answer(model) is None:
-            raise PassRefused(f"{self.text()}: the graph answers none of {', '.join(_ANSWERS)}")
+        answer_of(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Annotate the values; see :mod:`onnxforge.passes.input_gradients`.
@@ -65,8 +63,7 @@ class MeasureGradients(GraphPass):
             PassRefused: a node cannot run in torch, or a slope is NaN or infinite.
         """
         values = [value for value in multiplied(model.graph) if value.producer() is not None]
-        answer = _answer(model)
-        assert answer is not None
+        answer = answer_of(model)
         graph = TorchGraph(model.graph, [answer, *values], leaves=values)
         totals = [np.zeros(0, np.float32)] * len(values)
         samples, rng = 0, torch.Generator().manual_seed(self.seed)
@@ -91,11 +88,6 @@ class MeasureGradients(GraphPass):
             )
         leave_gradients(value, found)
         notes.match(WHAT, value.name)
-
-
-def _answer(model: ir.Model) -> ir.Value | None:
-    by_name = {output.name: output for output in model.graph.outputs}
-    return next((by_name[name] for name in _ANSWERS if name in by_name), None)
 
 
 def _loss(

@@ -14,11 +14,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxforge.compiler.calibration_data import CalibrationBatch
+from onnxforge.compiler.graph_facts import answer_of
 from onnxforge.compiler.graph_feeds import whole_sequence_feeds
 from onnxforge.compiler.observe import graph_stats
 from onnxforge.compiler.proof_session import threads
 from onnxforge.compiler.save import GRAPH, save_model
-from onnxforge.compiler.sensitivity import ANSWERS, distance
+from onnxforge.compiler.sensitivity import distance
 from onnxforge.passes.constants import constant, extents
 from onnxforge.passes.matching import is_op
 from onnxforge.passes.weight_inputs import weight_of
@@ -76,11 +77,9 @@ def contestant(model: ir.Model) -> Iterator[Contestant]:
     """``model``, which stays as it is, on the CPU; its files last as long as the block.
 
     Raises:
-        ValueError: it answers neither logits nor hidden states.
+        PassRefused: it answers neither logits nor hidden states.
     """
-    answer = next((name for name in ANSWERS if any(o.name == name for o in model.graph.outputs)), None)
-    if answer is None:
-        raise ValueError(f"the graph answers none of {', '.join(ANSWERS)}")
+    answer = answer_of(model).name or ""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads()

@@ -10,12 +10,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxforge.compiler.calibration_data import CalibrationBatch
+from onnxforge.compiler.graph_facts import answer_of
 from onnxforge.compiler.graph_feeds import whole_sequence_feeds
 from onnxforge.compiler.parity import cosine_of_rows, pooled
 from onnxforge.compiler.save import GRAPH, save_model
 from onnxforge.compiler.switched_graph import SWITCH
 
-ANSWERS = ("logits", "last_hidden_state")
 _ROOM = 128 << 20
 """Bytes of answers in memory at a time, at least one choice's."""
 
@@ -88,20 +88,17 @@ def switch_session(model: ir.Model) -> Iterator[SwitchSession]:
     """A session for a switched graph; its files last as long as the block.
 
     Raises:
-        ValueError: the graph answers neither logits nor hidden states.
+        PassRefused: the graph answers neither logits nor hidden states.
     """
-    answer = next((name for name in ANSWERS if any(o.name == name for o in model.graph.outputs)), None)
-    if answer is None:
-        raise ValueError(f"the graph answers none of {', '.join(ANSWERS)}")
-    kept = [output for output in model.graph.outputs if output.name == answer]
+    answer = answer_of(model)
     model.graph.outputs.clear()
-    model.graph.outputs.extend(kept)
+    model.graph.outputs.append(answer)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory(prefix="onnxforge-sensitivity-") as temp:
         save_model(model, Path(temp))
         session = ort.InferenceSession(str(Path(temp, GRAPH)), options, providers=["CPUExecutionProvider"])
-        yield SwitchSession(session, answer, Path(temp))
+        yield SwitchSession(session, answer.name or "", Path(temp))
 
 
 def distance(answer: str, reference: np.ndarray, found: np.ndarray, mask: np.ndarray) -> float:

@@ -18,10 +18,9 @@ from onnxforge.compiler import (
 from onnxforge.compiler.activations import multiplied
 from onnxforge.compiler.distill_blocks import WHAT, DistillBlocks
 from onnxforge.compiler.distill_logits import DistillLogits
-from onnxforge.compiler.distillation_losses import logits_loss, stream_error
+from onnxforge.compiler.distillation_losses import answer_loss, logits_loss, stream_error
 from onnxforge.compiler.layer_distillation import layer_pairs
 from onnxforge.compiler.step_progress import heard_by
-from onnxforge.compiler.student_answers import answer_loss
 from onnxforge.compiler.trainable_weights import trainable_weights
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused

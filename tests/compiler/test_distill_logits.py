@@ -7,8 +7,8 @@ from damaged_students import answers, bytes_of, damaged, fused, text
 
 from onnxforge.compiler import distill_logits, training_run
 from onnxforge.compiler.distill_logits import WHAT, DistillLogits
+from onnxforge.compiler.distillation_losses import answer_loss
 from onnxforge.compiler.step_progress import heard_by
-from onnxforge.compiler.student_answers import answer_loss
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
 from onnxforge.passes.unpruned import remember_unpruned, unpruned

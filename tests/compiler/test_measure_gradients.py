@@ -147,3 +147,10 @@ def test_a_graph_that_overflows_is_refused(fused):
 def test_options_that_measure_nothing_are_refused(fused, options):
     with pytest.raises(PassRefused, match="needs at least"):
         MeasureGradients(**options).requires(fused("llama"))
+
+
+def test_a_graph_with_other_answers_is_refused(fused):
+    model = fused("bert")
+    model.graph.outputs[0].name = "score"
+    with pytest.raises(PassRefused, match="answers score, and neither logits nor last_hidden_state"):
+        MeasureGradients().requires(model)
