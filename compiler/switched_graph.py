@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxforge.passes import notes
-from onnxforge.passes.activation_range import annotate, range_of
 from onnxforge.passes.base import GraphPass
 from onnxforge.passes.constants import add_array
 from onnxforge.passes.kept_float import keep_float
@@ -47,7 +46,7 @@ def switched_graph(model: ir.Model, quantize: GraphPass) -> SwitchedGraph:
     ``model`` stays as it is. ``quantize`` is a pass that gives products other operands and honours the mark
     of :mod:`onnxforge.passes.kept_float`; products that cannot be switched are marked, in the copy.
     """
-    copy = _copy(model)
+    copy = model.clone()  # with what calibration left on the values
     nodes = products(copy)
     for node in set(copy.graph) - set(nodes):
         keep_float(node, "it cannot be switched row by row")
@@ -85,17 +84,3 @@ def _choose(graph: ir.Graph, node: ir.Node, twin: ir.Node, switch: ir.Value, sit
     graph.insert_after(node, (chosen, integer, either))
     redirect(result, either.outputs[0])
     graph.remove(node, safe=True)
-
-
-def _copy(model: ir.Model) -> ir.Model:
-    """A clone that keeps what calibration saw, which a plain clone forgets."""
-    copy = model.clone()
-    mine = {value.name: value for value in _values(copy.graph)}
-    for value in _values(model.graph):
-        if (found := range_of(value)) is not None:
-            annotate(mine[value.name], found)
-    return copy
-
-
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    return [*graph.inputs, *(value for node in graph for value in node.outputs)]
