@@ -25,7 +25,7 @@ from onnxforge.compiler.sensitivity import SwitchSession
 from onnxforge.models import export_model, open_model
 from onnxforge.passes import notes
 from onnxforge.passes.layer_ranks import LAYER_RANK
-from onnxforge.passes.layers import Unit, find_layers, spans_of
+from onnxforge.passes.layers import LayerUnit, find_layers, spans_of
 
 ORDERS = (
     "rank-layers{by=damage,samples=8}",
@@ -86,8 +86,8 @@ def main() -> int:
     cuts = [cut(text, tokenizer, window=512, limit=asked.windows) for text in texts]
     work = [windows for windows, _ in cuts]
     rows: list[Row] = []
-    with layer_session(model, Unit(asked.unit)) as session:
-        layers = len(spans_of(find_layers(model.graph), Unit(asked.unit)))
+    with layer_session(model, LayerUnit(asked.unit)) as session:
+        layers = len(spans_of(find_layers(model.graph), LayerUnit(asked.unit)))
         scorer = Without(session, layers)
         whole = scores(scorer, work)
         for text in (text for text in ORDERS if re.search(asked.only, text)):

@@ -18,12 +18,12 @@ import onnx_ir as ir
 from onnxforge.compiler.sensitivity import SwitchSession, switch_session
 from onnxforge.compiler.switched_graph import SWITCH
 from onnxforge.passes.constants import add_array
-from onnxforge.passes.layers import Span, Unit, find_layers, spans_of
+from onnxforge.passes.layers import LayerUnit, Span, find_layers, spans_of
 from onnxforge.passes.matching import redirect
 
 
 @contextmanager
-def layer_session(model: ir.Model, unit: Unit) -> Iterator[SwitchSession]:
+def layer_session(model: ir.Model, unit: LayerUnit) -> Iterator[SwitchSession]:
     """A session over ``model`` with a switch for each of its layers (attentions, MLPs), in their order.
 
     :meth:`SwitchSession.divergence` then says how far the model without some of them is from the whole one.

@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from onnxforge.compiler.graph_facts import graph_facts
 from onnxforge.models.source import Json
-from onnxforge.passes.layers import Unit
+from onnxforge.passes.layers import LayerUnit
 from onnxforge.passes.matching import int_attribute
-from onnxforge.passes.prune_groups import Unit as Channels
+from onnxforge.passes.prune_groups import Unit
 from onnxforge.passes.removed_layers import removed, without
 from onnxforge.passes.removed_units import removed_units, units_left
 from onnxforge.passes.unpruned import unpruned
@@ -43,7 +43,7 @@ def pruned_config(config: Mapping[str, Json], model: ir.Model) -> Mapping[str, J
 def pruned_parts(model: ir.Model) -> dict[str, str]:
     """What ``artifact.json`` says: the layers, attentions and MLPs that are gone, by their numbers in the
     source, joined by ``+``; and how many channels and heads of those that stay."""
-    found = {f"removed_{unit}s": "+".join(map(str, removed(model, unit))) for unit in Unit}
+    found = {f"removed_{unit}s": "+".join(map(str, removed(model, unit))) for unit in LayerUnit}
     return {key: numbers for key, numbers in found.items() if numbers} | removed_units(model)
 
 
@@ -51,7 +51,7 @@ def _depth(config: Mapping[str, Json], model: ir.Model) -> Mapping[str, Json]:
     """The number of layers, and what is said of each. A layer without an attention has no cache, so it does
     not count: loaders make as many caches as there are layers."""
     keys = [key for key in _LAYERS if isinstance(config.get(key), int)]
-    gone = without(model, Unit.ATTENTION)
+    gone = without(model, LayerUnit.ATTENTION)
     if not keys or not gone:
         return {}
     layers = config[keys[0]]
@@ -123,7 +123,7 @@ def _heads(config: Mapping[str, Json], model: ir.Model) -> Mapping[str, Json]:
 
 def _width(config: Mapping[str, Json], model: ir.Model) -> Mapping[str, Json]:
     """The channels of an FFN, where all layers have the same."""
-    now, first = units_left(model, Channels.CHANNEL)
+    now, first = units_left(model, Unit.CHANNEL)
     key = next((key for key in _WIDTHS if isinstance(config.get(key), int)), None)
     if key is None or len(set(now)) != 1 or set(first) != {config[key]}:
         return {}

@@ -16,7 +16,7 @@ from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.constants import constant
 from onnxforge.passes.layer_ranks import LAYER_RANK, leave_ranks
-from onnxforge.passes.layers import LayersNotFound, Span, Unit, find_layers, spans_of
+from onnxforge.passes.layers import LayersNotFound, LayerUnit, Span, find_layers, spans_of
 from onnxforge.passes.prune_layers import how_many
 
 
@@ -54,9 +54,9 @@ class RankLayers(GraphPass):
         Raises:
             PassRefused: what is wrong.
         """
-        if self.unit not in tuple(Unit) or self.by not in _SCORES:
+        if self.unit not in tuple(LayerUnit) or self.by not in _SCORES:
             raise PassRefused(
-                f"{self.text()}: unit is one of {', '.join(Unit)}, by one of {', '.join(_SCORES)}."
+                f"{self.text()}: unit is one of {', '.join(LayerUnit)}, by one of {', '.join(_SCORES)}."
             )
         check_samples(self.text(), self.samples, self.tokens)
         most = len(self._spans(model)) - 1
@@ -68,7 +68,7 @@ class RankLayers(GraphPass):
         spans = self._spans(model)
         wanted = how_many(self.count, len(spans))
         order = _SCORES[self.by](self, model, spans, wanted)
-        leave_ranks(spans, Unit(self.unit), [number for number, _ in order[:wanted]])
+        leave_ranks(spans, LayerUnit(self.unit), [number for number, _ in order[:wanted]])
         for rank, (number, value) in enumerate(order):
             outcome = "to go" if rank < wanted else "to stay"
             notes.measured(LAYER_RANK, f"{self.unit} {number}", value, outcome)
@@ -80,7 +80,7 @@ class RankLayers(GraphPass):
 
     def _spans(self, model: ir.Model) -> tuple[Span, ...]:
         try:
-            return spans_of(find_layers(model.graph), Unit(self.unit))
+            return spans_of(find_layers(model.graph), LayerUnit(self.unit))
         except LayersNotFound as problem:
             raise PassRefused(f"{self.text()}: {problem}.") from problem
 
@@ -91,7 +91,7 @@ Order = list[tuple[int, float]]
 
 def _by_damage(step: RankLayers, model: ir.Model, spans: Sequence[Span], count: int) -> Order:
     work = step.work(model)
-    with layer_session(model, Unit(step.unit)) as session:
+    with layer_session(model, LayerUnit(step.unit)) as session:
 
         def damage(gone: Sequence[int]) -> float:
             choice = np.zeros((1, len(spans)), dtype=bool)

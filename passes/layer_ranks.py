@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from onnxforge.passes.layers import Span, Unit
+from onnxforge.passes.layers import LayerUnit, Span
 
 LAYER_RANK = "layers to remove"
 """What measures of a layer's worth speak of."""
 _KEY = "onnxforge.layer_rank"
 
 
-def leave_ranks(spans: Sequence[Span], unit: Unit, order: Sequence[int]) -> None:
+def leave_ranks(spans: Sequence[Span], unit: LayerUnit, order: Sequence[int]) -> None:
     """Let ``spans[order[0]]`` be the first to go, and those that ``order`` does not name stay."""
     ranks = {number: rank for rank, number in enumerate(order)}
     for number, span in enumerate(spans):
@@ -18,7 +18,7 @@ def leave_ranks(spans: Sequence[Span], unit: Unit, order: Sequence[int]) -> None
             span.end.meta[f"{_KEY}.{unit}"] = ranks[number]
 
 
-def ranked(spans: Sequence[Span], unit: Unit) -> tuple[int, ...]:
+def ranked(spans: Sequence[Span], unit: LayerUnit) -> tuple[int, ...]:
     """The numbers of the spans that were ranked, first to go first."""
     key = f"{_KEY}.{unit}"
     found = {number: span.end.meta[key] for number, span in enumerate(spans) if key in span.end.meta}

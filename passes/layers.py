@@ -14,7 +14,7 @@ from onnxforge.passes.residual_branches import text_values
 ATTENTION = frozenset({"GroupQueryAttention", "MultiHeadAttention", "Attention"})
 
 
-class Unit(StrEnum):
+class LayerUnit(StrEnum):
     """What of a layer is meant."""
 
     LAYER = "layer"
@@ -87,20 +87,20 @@ def find_layers(graph: ir.Graph) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def spans_of(layers: Sequence[Layer], unit: Unit) -> tuple[Span, ...]:
+def spans_of(layers: Sequence[Layer], unit: LayerUnit) -> tuple[Span, ...]:
     """All layers, or all attentions, or all MLPs, in order.
 
     Raises:
         LayersNotFound: attention and MLP cannot be told apart.
     """
-    if unit is Unit.LAYER:
+    if unit is LayerUnit.LAYER:
         return tuple(layer.whole for layer in layers)
     if all(len(layer.parts) == 1 for layer in layers):
         raise LayersNotFound(
             f"layer 0, which ends in {_node(layers[0].whole.end)}, is not an attention and an MLP one after "
             "the other; take unit=layer"
         )
-    if unit is Unit.ATTENTION:
+    if unit is LayerUnit.ATTENTION:
         return tuple(layer.parts[0] for layer in layers)
     return tuple(part for layer in layers for part in layer.parts[1:])
 

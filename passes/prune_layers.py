@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.layer_ranks import ranked
-from onnxforge.passes.layers import LayersNotFound, Span, Unit, find_layers, spans_of
+from onnxforge.passes.layers import LayersNotFound, LayerUnit, Span, find_layers, spans_of
 from onnxforge.passes.matching import is_op, redirect, remove_dead
 from onnxforge.passes.removed_layers import remember_removed, removed
 from onnxforge.passes.unpruned import remember_unpruned
@@ -62,7 +62,9 @@ class PruneLayers(GraphPass):
             PassRefused: options that name no layers, or all; a graph without layers that can be told apart;
                 a value of a removed layer that another node reads, which is named.
         """
-        if self.unit == Unit.LAYER and (removed(model, Unit.ATTENTION) or removed(model, Unit.MLP)):
+        if self.unit == LayerUnit.LAYER and (
+            removed(model, LayerUnit.ATTENTION) or removed(model, LayerUnit.MLP)
+        ):
             raise PassRefused(
                 f"{self.text()}: some layers have lost their attention or MLP already; remove layers first."
             )
@@ -75,17 +77,17 @@ class PruneLayers(GraphPass):
         numbers = [number for number, _ in cut.spans]
         names = [span.end.name for _, span in cut.spans]
         _apply(model.graph, cut)
-        originals = remember_removed(model, Unit(self.unit), numbers)
+        originals = remember_removed(model, LayerUnit(self.unit), numbers)
         for original, name in zip(originals, names, strict=True):
             notes.match(f"{WHAT} {self.unit}", f"{original} ({name})")
         return ir.passes.PassResult(model, modified=True)
 
     def _cut(self, graph: ir.Graph) -> "_Cut":
-        if self.unit not in tuple(Unit):
-            raise PassRefused(f"{self.text()}: unit is one of {', '.join(Unit)}.")
+        if self.unit not in tuple(LayerUnit):
+            raise PassRefused(f"{self.text()}: unit is one of {', '.join(LayerUnit)}.")
         try:
             layers = find_layers(graph)
-            spans = spans_of(layers, Unit(self.unit))
+            spans = spans_of(layers, LayerUnit(self.unit))
         except LayersNotFound as problem:
             raise PassRefused(f"{self.text()}: {problem}.") from problem
         chosen = self._chosen(spans)
@@ -106,7 +108,7 @@ class PruneLayers(GraphPass):
                     f"{self.text()}: layers are numbers from 0 to {most} joined by +, at most {most} of them."
                 )
             return sorted({int(word) for word in words})
-        wanted, known = how_many(self.count, len(spans)), ranked(spans, Unit(self.unit))
+        wanted, known = how_many(self.count, len(spans)), ranked(spans, LayerUnit(self.unit))
         if not 0 < wanted <= most:
             raise PassRefused(f"{self.text()}: of {len(spans)} layers 1 to {most} can go, not {wanted}.")
         if len(known) < wanted:

@@ -9,27 +9,27 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxforge.passes.layers import Unit
+from onnxforge.passes.layers import LayerUnit
 
-_KEYS: Mapping[Unit, str] = {
-    Unit.LAYER: "onnxforge.removed_layers",
-    Unit.ATTENTION: "onnxforge.removed_attentions",
-    Unit.MLP: "onnxforge.removed_mlps",
+_KEYS: Mapping[LayerUnit, str] = {
+    LayerUnit.LAYER: "onnxforge.removed_layers",
+    LayerUnit.ATTENTION: "onnxforge.removed_attentions",
+    LayerUnit.MLP: "onnxforge.removed_mlps",
 }
 
 
-def removed(model: ir.Model, unit: Unit) -> tuple[int, ...]:
+def removed(model: ir.Model, unit: LayerUnit) -> tuple[int, ...]:
     """Numbers in the source, in order; empty where none was removed."""
     said = model.metadata_props.get(_KEYS[unit], "")
     return tuple(int(word) for word in said.split("+") if word)
 
 
-def without(model: ir.Model, unit: Unit) -> tuple[int, ...]:
+def without(model: ir.Model, unit: LayerUnit) -> tuple[int, ...]:
     """The layers of the source that have no attention any more (and so no cache), or no MLP, or neither."""
-    return tuple(sorted({*removed(model, Unit.LAYER), *removed(model, unit)}))
+    return tuple(sorted({*removed(model, LayerUnit.LAYER), *removed(model, unit)}))
 
 
-def remember_removed(model: ir.Model, unit: Unit, numbers: Sequence[int]) -> tuple[int, ...]:
+def remember_removed(model: ir.Model, unit: LayerUnit, numbers: Sequence[int]) -> tuple[int, ...]:
     """Add to the record what is gone now; ``numbers`` count the units that were left until then.
 
     Returns their numbers in the source.

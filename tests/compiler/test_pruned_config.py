@@ -15,7 +15,7 @@ from onnxforge.compiler.pruned_config import pruned_config, pruned_parts
 from onnxforge.compiler.targets import TARGETS, Target
 from onnxforge.models.config_class import build_config, model_class
 from onnxforge.models.families import FAMILIES
-from onnxforge.passes.layers import Unit
+from onnxforge.passes.layers import LayerUnit
 from onnxforge.passes.prune_layers import PruneLayers
 from onnxforge.passes.prune_mlp import PruneMlp
 from onnxforge.passes.removed_layers import remember_removed
@@ -122,8 +122,8 @@ def test_heads_that_the_graph_lost(fused, tiny_source):
 )
 def test_other_spellings(given, found):
     model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
-    remember_removed(model, Unit.LAYER, [1])
-    remember_removed(model, Unit.ATTENTION, [2])
+    remember_removed(model, LayerUnit.LAYER, [1])
+    remember_removed(model, LayerUnit.ATTENTION, [2])
     assert pruned_parts(model) == {"removed_layers": "1", "removed_attentions": "3"}
     assert pruned_config(given, model) == found
 

@@ -15,7 +15,7 @@ from onnxforge.compiler.targets import TARGETS
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
 from onnxforge.passes.layer_ranks import LAYER_RANK, ranked
-from onnxforge.passes.layers import Unit, find_layers, spans_of
+from onnxforge.passes.layers import LayerUnit, find_layers, spans_of
 from onnxforge.passes.prune_layers import PruneLayers
 
 FUSE = TARGETS[0].passes[: TARGETS[0].passes.index("cleanup")]
@@ -63,7 +63,7 @@ def test_what_does_nothing_goes_first(fused, by, unit):
     assert found == order(model, by=by, unit=unit, count=2)
     assert [note.reason for note in found[:2]] == ["to go", "to go"]
     assert all(note.reason == "to stay" for note in found[2:])
-    first = ranked(spans_of(find_layers(model.graph), Unit(unit)), Unit(unit))
+    first = ranked(spans_of(find_layers(model.graph), LayerUnit(unit)), LayerUnit(unit))
     assert [f"{unit} {number}" for number in first] == [note.where for note in found[:2]]
 
 
@@ -114,7 +114,7 @@ def test_a_switch_leaves_out_its_own_layer(fused):
     """Also the last layer of a post-norm encoder, whose end is what the graph returns."""
     model = fused("bert")
     work = RankLayers(**QUICK).work(model)
-    with layer_session(model, Unit.LAYER) as session:
+    with layer_session(model, LayerUnit.LAYER) as session:
         assert session.answer == "last_hidden_state"
         alone = session.divergence(np.eye(4, dtype=bool), work)
         none = session.divergence(np.zeros((1, 4), dtype=bool), work)

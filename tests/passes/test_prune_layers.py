@@ -15,7 +15,7 @@ from onnxforge.compiler import pipeline
 from onnxforge.models.families import FAMILIES
 from onnxforge.passes.base import PassRefused
 from onnxforge.passes.layer_ranks import leave_ranks
-from onnxforge.passes.layers import Unit, find_layers, spans_of
+from onnxforge.passes.layers import LayerUnit, find_layers, spans_of
 from onnxforge.passes.prune_layers import PruneLayers
 from onnxforge.passes.removed_layers import removed, without
 from onnxforge.passes.unpruned import unpruned
@@ -125,11 +125,11 @@ def test_attentions_alone_and_mlps_alone(fused, tiny_torch):
         source.model.layers[0].post_feedforward_layernorm.weight.fill_(-1)
     assert_close(answer(model), torch_answer(source))
     assert cache_names(model) == numbered(3)
-    assert without(model, Unit.ATTENTION) == (1, 4)
-    assert removed(model, Unit.MLP) == (0,)
+    assert without(model, LayerUnit.ATTENTION) == (1, 4)
+    assert removed(model, LayerUnit.MLP) == (0,)
     refused(model, "remove layers first")
     pruned(model, "0+2", unit="mlp")
-    assert removed(model, Unit.MLP) == (0, 1, 3)
+    assert removed(model, LayerUnit.MLP) == (0, 1, 3)
 
 
 def test_post_norm_parts_go_with_their_norm(fused, tiny_torch):
@@ -147,7 +147,7 @@ def test_numbers_are_those_of_the_source(fused, tiny_torch):
     before = model.clone()
     pruned(model, "1")
     pruned(model, "0+2")
-    assert removed(model, Unit.LAYER) == (0, 1, 3)
+    assert removed(model, LayerUnit.LAYER) == (0, 1, 3)
     assert_close(answer(model), torch_answer(torch_without(tiny_torch("llama"), "llama", [0, 1, 3])))
     kept = unpruned(model)
     assert kept is not None
@@ -159,7 +159,7 @@ def test_numbers_are_those_of_the_source(fused, tiny_torch):
 @pytest.mark.parametrize("count", [2, 0.4, 0.45])
 def test_the_ranked_go(fused, count):
     model, told = fused("llama"), fused("llama")
-    leave_ranks(spans_of(find_layers(model.graph), Unit.LAYER), Unit.LAYER, (3, 1, 0))
+    leave_ranks(spans_of(find_layers(model.graph), LayerUnit.LAYER), LayerUnit.LAYER, (3, 1, 0))
     pruned(model, count=count)
     pruned(told, "1+3")
     assert ir.to_proto(model).SerializeToString() == ir.to_proto(told).SerializeToString()
