@@ -122,7 +122,6 @@ class _Trial(GraphPass):
 
 
 def _count(group: PruneGroup, share: float) -> int:
-    """How many units go: a multiple of what goes at a time, at least that, and never all."""
-    count = rounded(group.units, share, 1) if group.classes == 1 else round(share * group.units)
-    steps = max(1, round(count / group.classes))
-    return min(steps * group.classes, group.units - group.classes)
+    """How many units go: of every class as many, at least one, and never all."""
+    each = group.units // group.classes
+    return group.classes * min(max(1, rounded(each, share, 1)), each - 1)
