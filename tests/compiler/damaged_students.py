@@ -1,16 +1,21 @@
 """Tiny fused models and copies of them whose MLPs were damaged, as pruning leaves them."""
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
+import pytest
 import torch
 
-from onnxforge.compiler import pipeline
+from onnxforge.compiler import pipeline, training_run
 from onnxforge.compiler.calibration_data import CalibrationBatch
+from onnxforge.compiler.distillation_losses import answer_loss
 from onnxforge.compiler.distillation_text import DistillationText, TextBatch
 from onnxforge.compiler.targets import TARGETS
 from onnxforge.compiler.torch_feeds import torch_feeds
 from onnxforge.compiler.torch_graph import TorchGraph
-from onnxforge.passes.unpruned import remember_unpruned
+from onnxforge.passes.unpruned import remember_unpruned, unpruned
 
 FUSE = next(t for t in TARGETS if t.name == "cpu-fp32").passes[:-2]
 DAMAGE = 0.3
@@ -34,6 +39,13 @@ def damaged(model: ir.Model) -> ir.Model:
     return model
 
 
+def untimed(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Time passes by being looked at, so that a loaded machine learns as much; checkpoints in ``cache``."""
+    ticks = itertools.count()
+    monkeypatch.setattr(training_run, "monotonic", lambda: 0.01 * next(ticks))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+
 def text(count: int = 32, *, ragged: bool = False) -> DistillationText:
     rng = np.random.default_rng(3)
     batches = []
@@ -48,6 +60,12 @@ def text(count: int = 32, *, ragged: bool = False) -> DistillationText:
 def answers(model: ir.Model, batch: TextBatch) -> torch.Tensor:
     with torch.no_grad():
         return TorchGraph(model.graph, [model.graph.outputs[0]])(torch_feeds(model.graph, batch.batch))[0]
+
+
+def loss_on(batch: TextBatch, model: ir.Model, name: str) -> float:
+    """How far the answer ``name`` of ``model`` is from what it was before pruning."""
+    said, taught = answers(model, batch), answers(unpruned(model), batch)
+    return float(answer_loss(name, said, taught, batch.mask))
 
 
 def bytes_of(model: ir.Model) -> dict[str, bytes]:

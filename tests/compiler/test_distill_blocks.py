@@ -1,24 +1,22 @@
 """Layers learn what their teacher's do; an interrupted course goes on; nothing ends worse than it was."""
 
 import os
-from itertools import count
 
 import numpy as np
 import pytest
 import torch
-from damaged_students import answers, bytes_of, damaged, fused, text
+from damaged_students import bytes_of, damaged, fused, loss_on, text, untimed
 
 from onnxforge.compiler import (
     distill_blocks,
     distill_logits,
     distillation_cache,
     layer_distillation,
-    training_run,
 )
 from onnxforge.compiler.activations import multiplied
 from onnxforge.compiler.distill_blocks import WHAT, DistillBlocks
 from onnxforge.compiler.distill_logits import DistillLogits
-from onnxforge.compiler.distillation_losses import answer_loss, logits_loss, stream_error
+from onnxforge.compiler.distillation_losses import logits_loss, stream_error
 from onnxforge.compiler.layer_distillation import layer_pairs
 from onnxforge.compiler.step_progress import heard_by
 from onnxforge.compiler.trainable_weights import trainable_weights
@@ -35,17 +33,12 @@ QUICK = DistillBlocks(minutes=0.2, learning_rate=2e-3)
 
 @pytest.fixture(autouse=True)
 def _counted(monkeypatch, tmp_path):
-    """Time that passes by being looked at, so that a loaded machine learns as much."""
-    ticks = count()
-    monkeypatch.setattr(training_run, "monotonic", lambda: 0.01 * next(ticks))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    untimed(monkeypatch, tmp_path)
     monkeypatch.setattr(distill_blocks, "distillation_text", lambda *_, **__: text())
 
 
 def loss(model, name):
-    batch = text().held_out[0]
-    said, taught = answers(model, batch), answers(unpruned(model), batch)
-    return float(answer_loss(name, said, taught, batch.mask))
+    return loss_on(text().held_out[0], model, name)
 
 
 @pytest.mark.parametrize(("family", "name"), [("llama", "logits"), ("bert", "last_hidden_state")])

@@ -1,34 +1,26 @@
 """The whole student learns its teacher's answers; interrupted, it goes on from its best."""
 
-from itertools import count
-
 import pytest
-from damaged_students import answers, bytes_of, damaged, fused, text
+from damaged_students import bytes_of, damaged, fused, loss_on, text, untimed
 
-from onnxforge.compiler import distill_logits, training_run
+from onnxforge.compiler import distill_logits
 from onnxforge.compiler.distill_logits import WHAT, DistillLogits
-from onnxforge.compiler.distillation_losses import answer_loss
 from onnxforge.compiler.step_progress import heard_by
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
-from onnxforge.passes.unpruned import remember_unpruned, unpruned
+from onnxforge.passes.unpruned import remember_unpruned
 
 QUICK = DistillLogits(minutes=0.05, learning_rate=1e-3)
 
 
 @pytest.fixture(autouse=True)
 def _counted(monkeypatch, tmp_path):
-    """Time that passes by being looked at, so that a loaded machine learns as much."""
-    ticks = count()
-    monkeypatch.setattr(training_run, "monotonic", lambda: 0.01 * next(ticks))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    untimed(monkeypatch, tmp_path)
     monkeypatch.setattr(distill_logits, "distillation_text", lambda *_, **__: text(ragged=True))
 
 
 def loss(model, name):
-    batch = text(ragged=True).held_out[0]
-    said, taught = answers(model, batch), answers(unpruned(model), batch)
-    return float(answer_loss(name, said, taught, batch.mask))
+    return loss_on(text(ragged=True).held_out[0], model, name)
 
 
 @pytest.mark.parametrize(

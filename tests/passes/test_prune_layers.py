@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from attention_runs import Conversation, session
 from legacy_exports import legacy_decoder, legacy_encoder
 from loop_runs import FUSED
+from pruning_runs import TOKENS, answer
 
 from onnxforge.compiler import pipeline
 from onnxforge.models.families import FAMILIES
@@ -24,7 +24,6 @@ DECODERS = [name for name, family in FAMILIES.items() if family.is_decoder]
 ENCODERS = [name for name, family in FAMILIES.items() if not family.is_decoder]
 TWICE = ("bert", "cohere", "gemma2", "llama", "modernbert", "opt", "phi")
 """One of each form, also without its last layer."""
-TOKENS = np.random.default_rng(1).integers(3, 97, 14).tolist()
 
 
 def choices(families: list[str]) -> list[tuple[str, list[int]]]:
@@ -60,16 +59,6 @@ def torch_answer(model: torch.nn.Module) -> np.ndarray:
     cache = {"use_cache": False} if hasattr(model, "generate") else {}
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), **cache)[0][0].numpy()
-
-
-def answer(model: ir.Model) -> np.ndarray:
-    """Of a decoder in pieces, over its cache."""
-    if any(value.name.startswith("past") for value in model.graph.inputs):
-        speaker = Conversation(model, 1)
-        return np.concatenate([speaker.say([TOKENS[i:j]])[0] for i, j in ((0, 6), (6, 7), (7, 14))])
-    ids = np.array([TOKENS])
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    return session(model).run(None, {value.name: feeds[value.name] for value in model.graph.inputs})[0][0]
 
 
 def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
