@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from onnxforge.compiler.draft_model import DRAFT_FOLDER
 from onnxforge.compiler.graph_facts import GraphFacts
 from onnxforge.compiler.provider_options import provider_options
 from onnxforge.compiler.targets import CPU, CUDA, TENSORRT, Target
@@ -148,6 +149,8 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str, context
         for derivation, what in _DERIVED.items()
         if derivation.pass_name() in steps
     )
+    if target.draft is not None:
+        files += f"| `{DRAFT_FOLDER}/` | an artifact of its own that drafts: `{target.draft}` |\n"
     body = (_DECODER if facts.layers else _ENCODER).format(
         here=_HERE,
         inputs=", ".join(i for i in facts.inputs if not i.startswith("past_")),

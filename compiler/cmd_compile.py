@@ -110,9 +110,10 @@ _Recover = Annotated[
 _Draft = Annotated[
     str | None,
     typer.Option(
-        metavar="layer-skip[=N+N...]",
-        help="Let drafts come from the model itself, with layers left out: those of a search, or the "
-        "residual branches of these numbers. Default: n-grams of the text.",
+        metavar="layer-skip[=N+N...]|prune-UNIT=SHARE,...",
+        help="Let drafts come from the model itself, with layers left out (those of a search, or the "
+        "residual branches of these numbers), or from a copy of it in the same artifact, pruned as --prune "
+        "would: prune-layers=0.6,recover=distill. Default: n-grams of the text.",
     ),
 ]
 

@@ -14,11 +14,12 @@ from onnxforge.compiler.build import Built, build, normalised
 from onnxforge.compiler.calibration_check import check_calibration
 from onnxforge.compiler.calibration_data import uses_of
 from onnxforge.compiler.calibration_use import use_summary
+from onnxforge.compiler.draft_model import DRAFT_FOLDER, draft_target
 from onnxforge.compiler.errors import BudgetMissed
 from onnxforge.compiler.failpoints import failpoint
-from onnxforge.compiler.manifest import file_records
+from onnxforge.compiler.manifest import file_records, with_new_files
 from onnxforge.compiler.observe import Ledger, graph_stats
-from onnxforge.compiler.progress import Progress, Silent
+from onnxforge.compiler.progress import Progress, Silent, Within
 from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
 from onnxforge.compiler.provider_here import stand_in
 from onnxforge.compiler.recipe import Recipe, to_json
@@ -59,9 +60,13 @@ def compile_model(
     parts, watch, started = parts or house(), progress or Silent(), time.perf_counter()
     target = normalised(request.target)
     with publish.staging(request.output) as folder:
-        source, task, exported = _export(request, parts, watch, len(target.passes))
+        draft = normalised(draft_target(target)) if target.draft is not None else None
+        passes = len(target.passes) + (len(draft.passes) + 1 if draft is not None else 0)
+        source, task, exported = _export(request, parts, watch, passes)
         built = build(source, exported, target, task, folder, name=request.output.name, progress=watch)
         check_artifact(target, task, built.manifest.shared_cache)
+        if draft is not None:
+            built = _with_draft(built, source, exported, draft, folder, watch)
 
         watch.begin("self-check")
         parts.self_check(folder)
@@ -123,6 +128,19 @@ def _export(
     watch.end(f"{task}, {exported.graph.num_nodes()} nodes, {size / 1e6:.1f} MB")
     failpoint("after-export")
     return source, task, exported
+
+
+def _with_draft(
+    built: Built, source: Source, exported: ir.Model, draft: Target, folder: Path, watch: Progress
+) -> Built:
+    """``built``, and beside it the draft model: an artifact of its own, in a folder inside ``folder``."""
+    into = folder / DRAFT_FOLDER
+    into.mkdir()
+    name, within = f"{built.manifest.name}-{DRAFT_FOLDER}", Within(watch, DRAFT_FOLDER)
+    drafted = build(source, exported, draft, built.manifest.task, into, name=name, progress=within)
+    manifest = with_new_files(folder, built.manifest)
+    write_manifest(folder, manifest)
+    return replace(built, manifest=manifest, ledger=replace(built.ledger, draft=drafted.ledger))
 
 
 def _proven(

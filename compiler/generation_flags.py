@@ -28,9 +28,10 @@ Draft = Annotated[
     str | None,
     typer.Option(
         "--draft",
-        metavar="DIR|layer-skip",
+        metavar="DIR|layer-skip|draft-model",
         help="What drafts: a smaller artifact with the same tokenizer, or the model less the layers that it "
-        "was compiled to leave out. Default: the artifact's, else n-grams of the text.",
+        "was compiled to leave out, or the pruned copy that it was compiled with. Default: the artifact's, "
+        "else n-grams of the text.",
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ from onnxforge.runtimes import Decoder, Encoder, Model, load
 
 
 def load_any(folder: Path, threads: int | None, draft: str | None = None) -> Model:
-    """Whatever is in ``folder``; ``draft`` (a folder, or ``layer-skip``) drafts for it."""
+    """Whatever is in ``folder``; ``draft`` (as `load` takes it) drafts for it."""
     return load(folder, threads=threads, draft=draft)
 
 

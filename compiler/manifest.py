@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def manifest_for(
         versions=tool_versions(),
         summary={"content_digest": content_digest(records), "proof": False},
     )
+
+
+def with_new_files(folder: Path, manifest: Manifest) -> Manifest:
+    """``manifest`` with the files that came into ``folder`` since."""
+    records = file_records(folder, manifest.files)
+    summary = {**manifest.summary, "content_digest": content_digest(records)}
+    return replace(manifest, files=records, summary=summary)
 
 
 def tool_versions() -> Mapping[str, str]:

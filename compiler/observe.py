@@ -45,6 +45,8 @@ class Ledger:
     """Every pass of one compile, in the order in which they ran."""
 
     records: tuple[PassRecord, ...] = ()
+    draft: "Ledger | None" = None
+    """Of the draft model that comes with the artifact, where one does."""
 
     def near_misses(self, pass_name: str | None = None) -> tuple[notes.Note, ...]:
         """Places that were left alone, of one pass or of all."""

@@ -51,6 +51,32 @@ class Silent:
         """Ignore the end."""
 
 
+class Within:
+    """The progress of a part of a compile: its stages carry the part's name."""
+
+    def __init__(self, whole: Progress, name: str) -> None:
+        self._whole, self._name = whole, name
+
+    def plan(self, size: int) -> None:
+        """The whole has its plan already, with this part in it."""
+
+    def begin(self, stage: str) -> None:
+        """Pass it on, named."""
+        self._whole.begin(f"{self._name}: {stage}")
+
+    def advance(self, size: int) -> None:
+        """Pass it on."""
+        self._whole.advance(size)
+
+    def during(self, detail: str) -> None:
+        """Pass it on."""
+        self._whole.during(detail)
+
+    def end(self, detail: str) -> None:
+        """Pass it on."""
+        self._whole.end(detail)
+
+
 class Lines:
     """One plain line for each stage that ended, with its time and the share of the work done; of a stage that
     takes minutes, one every half minute."""

@@ -86,9 +86,7 @@ def prove(
     return Proof(
         summary=evidence.summary,
         missed=tuple(missed),
-        speculation=as_default(
-            evidence.speculation, manifest.speculation.draft_graph if manifest.speculation else None
-        ),
+        speculation=as_default(evidence.speculation, manifest.speculation),
         worst=worst_layers(evidence) if missed else "",
     )
 

@@ -13,7 +13,7 @@ from onnxforge.compiler.speculation_types import SpeculationReport
 from onnxforge.compiler.speed import MeasurementFailed
 from onnxforge.compiler.targets import CPU
 from onnxforge.runtimes.artifact import DECODER_TASK, read_manifest
-from onnxforge.runtimes.speculation import LAYER_SKIP, NGRAM, Speculation
+from onnxforge.runtimes.speculation import NGRAM, Speculation
 
 _LEAST_CONTEXT = 64
 """Tokens: below, there is no room for steps of many rows behind anything."""
@@ -52,10 +52,10 @@ def measured(artifact: Path, asked: int | None) -> SpeculationReport:
     return found
 
 
-def as_default(found: SpeculationReport | None, draft_graph: str | None = None) -> Speculation | None:
+def as_default(found: SpeculationReport | None, known: Speculation | None = None) -> Speculation | None:
     """What artifact.json says to the runtime; None where nothing was measured.
 
-    ``draft_graph`` is the artifact's graph that can leave layers out, where it has one.
+    ``known`` is what it said before: where the graph and the model are that the artifact brings to draft.
     """
     if found is None:
         return None
@@ -63,8 +63,9 @@ def as_default(found: SpeculationReport | None, draft_graph: str | None = None) 
         enabled=found.enabled,
         max_draft_tokens=found.draft_tokens,
         min_rows=2 if found.enabled else 1,
-        drafter=LAYER_SKIP if found.layer_skip is not None and found.layer_skip.chosen else NGRAM,
-        draft_graph=draft_graph,
+        drafter=next((draft.drafter for draft in reversed(found.drafts) if draft.chosen), NGRAM),
+        draft_graph=known.draft_graph if known is not None else None,
+        draft_model=known.draft_model if known is not None else None,
         step_cost=runtime_curve(found.costs),
         reason=found.reason,
     )

@@ -56,7 +56,7 @@ _RECOVERY: Mapping[str, str] = {
     "distill-logits": "distill-logits{{minutes={}}}",
 }
 _MINUTES = 10
-_COMPARE = "compare-unpruned"
+COMPARE = "compare-unpruned"
 _CHANGES, _ROUNDS = ("prune-", "distill-"), ("insert-qdq", "quantize-weights")
 """Steps that the report is to say the price of: those inserted here, and those that round."""
 _BUDGET: Mapping[str, BudgetLine] = {
@@ -89,7 +89,7 @@ def with_pruning(target: Target, text: str, recover: str | None = None) -> Targe
 
 def _compared(steps: Sequence[str], behind: tuple[str, ...]) -> list[str]:
     """``steps`` with a comparison behind each whose name starts like one of ``behind``."""
-    pairs = [(step, _COMPARE) if step.startswith(behind) else (step,) for step in steps]
+    pairs = [(step, COMPARE) if step.startswith(behind) else (step,) for step in steps]
     return [step for pair in pairs for step in pair]
 
 

@@ -3,9 +3,9 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
+from onnxforge.compiler.draft_section import draft_model_section, layer_skip_section
 from onnxforge.compiler.evidence import Evidence, cpu_name, versions
 from onnxforge.compiler.layer_rank_section import layer_rank_section
-from onnxforge.compiler.layer_skip_section import layer_skip_section
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.placement_report import placement_section
 from onnxforge.compiler.pruning_section import pruning_section
@@ -33,6 +33,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
         _roofline(evidence),
         speculation_section(evidence.speculation),
         layer_skip_section(evidence.ledger.measures(LAYER_SKIP), evidence.speculation),
+        draft_model_section(evidence.ledger, evidence.speculation),
         _size(evidence),
         pruning_section(evidence.ledger),
         _ledger(evidence),

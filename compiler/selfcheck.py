@@ -19,8 +19,8 @@ def self_check(folder: Path) -> None:
     """Load ``folder`` and generate 16 greedy tokens (decoders) or encode one sentence (encoders).
 
     A graph that generates in one run must say the tokens of step-by-step decoding, one with the tokenizer
-    inside must read and write text as the tokenizer does, and one that can leave layers out must run without
-    them.
+    inside must read and write text as the tokenizer does, one that can leave layers out must run without
+    them, and a draft model must draft.
 
     Raises:
         SelfCheckFailed: it does not load, does not run, or its numbers are not finite (which every
@@ -41,6 +41,7 @@ def run_once(folder: Path) -> None:
 
     Where the artifact's provider is not on this machine, the CPU's stands in.
     """
+    from onnxforge.compiler.draft_check import check_draft
     from onnxforge.compiler.loop_check import check_loop, has_loop, reference
     from onnxforge.compiler.provider_here import stand_in
     from onnxforge.compiler.skip_check import can_skip, check_skip
@@ -74,6 +75,8 @@ def run_once(folder: Path) -> None:
         check_text(folder, manifest, provider, asked, new_tokens)
     if can_skip(folder):
         check_skip(folder, provider, _PROMPT)
+    if manifest.speculation is not None and manifest.speculation.draft_model is not None:
+        check_draft(folder, provider, _PROMPT)
 
 
 if __name__ == "__main__":

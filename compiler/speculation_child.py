@@ -17,17 +17,19 @@ import numpy as np
 
 from onnxforge.compiler.eval_text import calibration_text
 from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS, SamplePrompt
-from onnxforge.compiler.speculation_decision import best_length, decide, prefers_layer_skip
+from onnxforge.compiler.speculation_decision import best_length, decide, prefers
 from onnxforge.compiler.speculation_replay import KnownAnswer, forecasts, runtime_curve
-from onnxforge.compiler.speculation_types import LayerSkipReport, SampleRun, SpeculationReport
+from onnxforge.compiler.speculation_types import DraftReport, SampleRun, SpeculationReport
 from onnxforge.compiler.step_costs import CONTEXTS, MOST_ROWS, StepCosts, check_rows, measure_costs
 from onnxforge.runtimes import Decoder, load
 from onnxforge.runtimes.binding import Floats, Int64s
 from onnxforge.runtimes.result import Result
 from onnxforge.runtimes.speculation import (
+    DRAFT_MODEL,
     LAYER_SKIP,
     MOST_DRAFT_TOKENS,
     USUAL_DRAFT_TOKENS,
+    DrafterName,
     Speculation,
     verifying_rows,
 )
@@ -66,8 +68,7 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
     with load(folder, threads=threads, verify="off") as model:
         assert isinstance(model, Decoder)
         text = _text(model)
-        known = model.manifest.speculation
-        can_skip = known is not None and known.draft_graph is not None
+        brought = _brought(model.manifest.speculation)
         costs = measure_costs(model.graph, text)
         rows = check_rows(model.graph, text, max(MOST_ROWS, verifying_rows(asked or 0)))
         _go_by(model, costs)
@@ -77,13 +78,18 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
         found = forecasts([sample.answer() for sample in samples], costs, lengths)
         length = asked if asked is not None else best_length(found)
         runs = _timed(model, samples, length, asked or USUAL_DRAFT_TOKENS) if found else ()
-        said = _logits(model, text) if can_skip and runs else None
+        said = _logits(model, text) if brought and runs else np.zeros((0, 0), np.float32)
     forecast = next((f for f in found if f.draft_tokens == length), None)
     enabled, reason = decide(rows, forecast, runs, asked)
-    skipping = None
-    if said is not None:
-        skipping = _layer_skip(folder, threads, costs, length, text, said, runs, enabled)
-        enabled, reason = _together(enabled, reason, skipping)
+    drafts: list[DraftReport] = []
+    best = runs
+    for drafter in brought if runs else ():
+        took = _drafted_by(drafter, folder, threads, costs, length)
+        is_equal = drafter != LAYER_SKIP or np.array_equal(_skipping_logits(folder, threads, text), said)
+        chosen, why = prefers(drafter, is_equal, took, best, enabled)
+        drafts.append(DraftReport(drafter, took, is_equal, chosen, why))
+        enabled, reason = (True, why) if chosen else (enabled, f"{reason}; {why}")
+        best = took if chosen else best
     return SpeculationReport(
         costs=costs,
         rows=rows,
@@ -94,35 +100,38 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
         enabled=enabled,
         reason=reason,
         seconds=time.perf_counter() - started,
-        layer_skip=skipping,
+        drafts=tuple(drafts),
     )
 
 
-def _layer_skip(
-    folder: Path,
-    threads: int,
-    costs: Sequence[StepCosts],
-    length: int,
-    text: Int64s,
-    said: Floats,
-    ngrams: tuple[SampleRun, ...],
-    enabled: bool,
-) -> LayerSkipReport:
-    """The same prompts with layers left out; ``said`` are the plain graph's :func:`_logits`."""
-    with load(folder, threads=threads, verify="off", draft=LAYER_SKIP) as model:
+def _brought(known: Speculation | None) -> tuple[DrafterName, ...]:
+    """What the artifact can draft by, beside n-grams."""
+    if known is None:
+        return ()
+    found: tuple[tuple[DrafterName, str | None], ...] = (
+        (LAYER_SKIP, known.draft_graph),
+        (DRAFT_MODEL, known.draft_model),
+    )
+    return tuple(name for name, path in found if path is not None)
+
+
+def _drafted_by(
+    drafter: DrafterName, folder: Path, threads: int, costs: Sequence[StepCosts], length: int
+) -> tuple[SampleRun, ...]:
+    """The same prompts, with drafts by what the artifact brings."""
+    with load(folder, threads=threads, verify="off", draft=drafter) as model:
         assert isinstance(model, Decoder)
-        is_equal = np.array_equal(_logits(model, text), said)
         _go_by(model, costs)
         samples = _fitting(model)
         _round(model, samples, length)
-        runs = _timed(model, samples, length, length)
-    chosen, reason = prefers_layer_skip(is_equal, runs, ngrams, enabled)
-    return LayerSkipReport(runs, is_equal, chosen, reason)
+        return _timed(model, samples, length, length)
 
 
-def _together(enabled: bool, reason: str, skipping: LayerSkipReport) -> tuple[bool, str]:
-    """The decision on n-grams, and what layer skip makes of it."""
-    return (True, skipping.reason) if skipping.chosen else (enabled, f"{reason}; {skipping.reason}")
+def _skipping_logits(folder: Path, threads: int, text: Int64s) -> Floats:
+    """:func:`_logits` of the graph that can leave layers out, which leaves none out."""
+    with load(folder, threads=threads, verify="off", draft=LAYER_SKIP) as model:
+        assert isinstance(model, Decoder)
+        return _logits(model, text)
 
 
 def _logits(model: Decoder, text: Int64s) -> Floats:

@@ -6,18 +6,20 @@ nothing and text that copies gains; a length asked for is taken as it is, with i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnxforge.compiler.speculation_types import Forecast, SampleRun, measured_speed
 from onnxforge.compiler.step_costs import RowConsistency
-from onnxforge.runtimes.speculation import USUAL_DRAFT_TOKENS
+from onnxforge.runtimes.speculation import DRAFT_MODEL, LAYER_SKIP, USUAL_DRAFT_TOKENS, DrafterName
 
 LEAST_OPEN = 0.97
 """Open text must keep this share of its speed: what is below is more than the noise of a few rounds."""
 LEAST_GROUNDED = 1.05
 """And grounded text must gain more than the noise."""
-LEAST_LAYER_SKIP = 1.03
-"""What layer skip has to gain over n-grams alone, by the geometric mean of both classes: more than noise."""
+LEAST_GAIN = 1.03
+"""What another way to draft has to gain over n-grams alone, by the geometric mean of both classes: more than
+noise."""
+_CALLED: Mapping[DrafterName, str] = {LAYER_SKIP: "layer skip", DRAFT_MODEL: "the draft model"}
 _AS_GOOD = 0.98
 
 
@@ -64,32 +66,37 @@ def decide(
     return True, found
 
 
-def prefers_layer_skip(
-    is_equal: bool, skipping: tuple[SampleRun, ...], ngrams: tuple[SampleRun, ...], enabled: bool
+def prefers(
+    drafter: DrafterName,
+    is_equal: bool,
+    found: tuple[SampleRun, ...],
+    before: tuple[SampleRun, ...],
+    enabled: bool,
 ) -> tuple[bool, str]:
-    """Whether requests draft with layers left out (and n-grams where those match) instead of n-grams alone.
+    """Whether requests draft by ``drafter`` (and n-grams where those match) instead of as ``before``.
 
-    ``enabled`` tells whether n-grams alone pay: then layer skip has to be faster than they are, and otherwise
-    it has to pay itself.
+    ``enabled`` tells whether what was before pays: then ``drafter`` has to be faster, and otherwise it has to
+    pay itself. ``is_equal``: the graph that verifies its drafts is the plain one, bit for bit.
     """
+    name = _CALLED[drafter]
     if not is_equal:
         return False, (
-            "layer skip is not the default: the graph that can leave layers out rounds otherwise than the "
+            f"{name} is not the default: the graph that can leave layers out rounds otherwise than the "
             "plain one, so that its text may be another"
         )
-    speeds = [(measured_speed(skipping, side), measured_speed(ngrams, side)) for side in (True, False)]
+    speeds = [(measured_speed(found, side), measured_speed(before, side)) for side in (True, False)]
     (grounded, grounded_before), (plain, plain_before) = speeds
     if grounded is None or plain is None or grounded_before is None or plain_before is None:
-        return False, "layer skip is not the default: the sample prompts gave nothing to measure"
-    found = (
-        f"grounded text {grounded:.2f}x of one-row decoding, {grounded_before:.2f}x with n-grams alone; open "
+        return False, f"{name} is not the default: the sample prompts gave nothing to measure"
+    said = (
+        f"grounded text {grounded:.2f}x of one-row decoding, {grounded_before:.2f}x without it; open "
         f"text {plain:.2f}x and {plain_before:.2f}x"
     )
-    before = grounded_before * plain_before if enabled else 1.0
+    paid = grounded_before * plain_before if enabled else 1.0
     pays = plain >= LEAST_OPEN and grounded >= LEAST_GROUNDED
-    if pays and math.sqrt(grounded * plain / before) >= LEAST_LAYER_SKIP:
-        return True, f"layer skip is the default: {found}"
-    return False, f"layer skip is not the default, it does not pay: {found}"
+    if pays and math.sqrt(grounded * plain / paid) >= LEAST_GAIN:
+        return True, f"{name} is the default: {said}"
+    return False, f"{name} is not the default, it does not pay: {said}"
 
 
 def _both(measured: float, predicted: float) -> str:

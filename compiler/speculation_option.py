@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from onnxforge.compiler.draft_model import DRAFT_FOLDER
 from onnxforge.compiler.draft_option import SKIP_GRAPH, has_draft
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.targets import CPU, Target
@@ -62,11 +63,16 @@ def check_speculation(target: Target) -> None:
 
 
 def check_artifact(target: Target, task: str, shared_cache: bool) -> None:
-    """The same for what the finished graph turned out to be.
+    """The same for what the finished graph turned out to be, and for a draft model.
 
     Raises:
         RequestRefused: it is no decoder, or one whose cache cannot be rewound in place.
     """
+    if target.draft is not None and not shared_cache:
+        raise RequestRefused(
+            f"--draft {target.draft}: a draft model needs a decoder to draft for, whose attentions are all "
+            f"GroupQueryAttention, and this {task} graph is not. Leave --draft out."
+        )
     if target.speculation and not shared_cache:
         raise RequestRefused(
             f"--speculation {target.speculation}: speculative decoding needs a decoder whose attentions are "
@@ -75,25 +81,32 @@ def check_artifact(target: Target, task: str, shared_cache: bool) -> None:
 
 
 def undecided(target: Target) -> Speculation | None:
-    """What an artifact says of speculation before it was proven: nothing drafts, and where the graph is that
-    can leave layers out."""
-    if not has_draft(target):
+    """What an artifact says of speculation before it was proven: nothing drafts, and what could."""
+    if not has_draft(target) and target.draft is None:
         return None
-    return Speculation(False, 0, min_rows=1, draft_graph=SKIP_GRAPH, reason="nothing was measured")
+    return _brings(target, Speculation(False, 0, min_rows=1, reason="nothing was measured"))
 
 
 def unmeasured(target: Target) -> Speculation | None:
     """What artifact.json says where nothing was measured: what was asked for, and no more on ``auto``."""
-    draft_graph = SKIP_GRAPH if has_draft(target) else None
     if target.speculation is None:
         return undecided(target)
     if target.speculation == 0:
         off = "switched off when it was compiled (--speculation off)"
-        return Speculation(False, 0, min_rows=1, draft_graph=draft_graph, reason=off)
-    return Speculation(
+        return _brings(target, Speculation(False, 0, min_rows=1, reason=off))
+    asked = Speculation(
         enabled=True,
         max_draft_tokens=target.speculation,
-        draft_graph=draft_graph,
         reason=f"asked for when it was compiled (--speculation {target.speculation}); neither that drafts "
         "leave the text as it is nor that they pay was measured",
+    )
+    return _brings(target, asked)
+
+
+def _brings(target: Target, said: Speculation) -> Speculation:
+    """``said``, and where the graph and the model are that artifacts of ``target`` bring to draft."""
+    return replace(
+        said,
+        draft_graph=SKIP_GRAPH if has_draft(target) else None,
+        draft_model=DRAFT_FOLDER if target.draft is not None else None,
     )

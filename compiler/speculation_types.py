@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from onnxforge.compiler.step_costs import RowConsistency, StepCosts
+from onnxforge.runtimes.speculation import DrafterName
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,15 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class LayerSkipReport:
-    """The same sample prompts, drafted for by the model itself without some of its layers."""
+class DraftReport:
+    """The same sample prompts, drafted for by what the artifact brings: the model itself without some of its
+    layers, or a smaller one."""
 
+    drafter: DrafterName
     samples: tuple[SampleRun, ...]
     is_equal: bool
-    """Whether the graph with the switch gives bit for bit the logits of the plain one while it is off."""
+    """Whether the graph that verifies gives bit for bit the logits of the plain one: that with a switch while
+    it is off, and the plain one itself."""
     chosen: bool
     reason: str
     """Why requests go by it or not: a sentence for people."""
@@ -79,8 +83,8 @@ class SpeculationReport:
     """Why it is on or off: a sentence for people."""
     seconds: float
     """What all of this added to the compile."""
-    layer_skip: LayerSkipReport | None = None
-    """Where the artifact can draft for itself."""
+    drafts: tuple[DraftReport, ...] = ()
+    """Of everything that the artifact brings to draft; the last one chosen is the default."""
 
     @property
     def forecast(self) -> Forecast | None:

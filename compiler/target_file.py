@@ -10,6 +10,7 @@
     session = { "session.intra_op.allow_spinning" = "0" }
     calibration = "chats.jsonl"                # beside this file; as `compile --calibration` takes it
     speculation = "off"                        # or "auto", or a number; as `compile --speculation` takes it
+    draft = "prune-layers=0.6"                 # a draft model in the artifact; as `compile --draft` takes it
 """
 
 import tomllib
@@ -28,7 +29,7 @@ Plain: TypeAlias = "str | int | float | bool | Sequence[Plain] | Mapping[str, Pl
 
 _KEYS = (
     "name", "summary", "extends", "passes", "expects", "provider", "session", "budget", "calibration",
-    "speculation", "refuses",
+    "speculation", "draft", "refuses",
 )  # fmt: skip
 _KINDS = ("decoder", "encoder")
 
@@ -74,6 +75,7 @@ def to_mapping(target: Target) -> dict[str, Plain]:
         "budget": [line.text() for line in target.budget],
         "calibration": target.calibration,
         "speculation": as_text(target.speculation),
+        "draft": target.draft,
         "refuses": dict(target.refuses),
     }
 
@@ -151,7 +153,7 @@ def _budget(value: Plain, key: str, where: str) -> tuple[BudgetLine, ...]:
     return tuple(budget_line(line, where) for line in _texts(value, key, where))
 
 
-def _calibration(value: Plain, key: str, where: str) -> str | None:
+def _optional(value: Plain, key: str, where: str) -> str | None:
     return None if value is None else _text(value, key, where)
 
 
@@ -184,7 +186,8 @@ _READERS = {
     "provider": _text,
     "session": _session,
     "budget": _budget,
-    "calibration": _calibration,
+    "calibration": _optional,
     "speculation": _speculation,
+    "draft": _optional,
     "refuses": _refuses,
 }

@@ -66,6 +66,9 @@ class Target:
     speculation: int | None = None
     """Drafted tokens per step, at most, as ``compile --speculation`` sets it: 0 never drafts, None has the
     proof measure whether drafting pays, and how much of it."""
+    draft: str | None = None
+    """What is left out of a draft model that comes in the same artifact, as ``compile --draft`` takes it:
+    ``prune-layers=0.6,prune-mlp=0.2``. None: there is none."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """By kind of model: why this target does not serve it, and what does."""
 

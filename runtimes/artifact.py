@@ -1,7 +1,7 @@
 """The artifact's manifest, ``artifact.json``: what the folder holds, where it came from, how to run it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 
@@ -88,6 +88,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     raw = asdict(manifest)
     if manifest.speculation is None:
         del raw["speculation"]
+    elif manifest.speculation.draft_model is None:
+        del raw["speculation"]["draft_model"]
     raw["files"] = sorted(raw["files"], key=lambda record: str(record["path"]))
     path = Path(folder) / MANIFEST
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -127,14 +129,21 @@ def _parse(path: Path, raw: dict[str, object]) -> Manifest:
     paths = [record.path for record in manifest.files]
     if manifest.graph not in paths:
         raise ArtifactError(f"{path}: the graph {manifest.graph!r} is not among the listed files.")
-    draft = manifest.speculation.draft_graph if manifest.speculation else None
-    if manifest.speculation is not None and manifest.speculation.enabled and not manifest.shared_cache:
-        raise ArtifactError(f"{path}: speculation is enabled, which needs shared_cache; this is without it.")
-    if draft is not None and draft not in paths:
-        raise ArtifactError(f"{path}: the draft's graph {draft!r} is not among the listed files.")
     if len(set(paths)) != len(paths):
         raise ArtifactError(f"{path}: a file is listed twice.")
+    if manifest.speculation is not None:
+        _check_speculation(path, manifest.speculation, manifest.shared_cache, paths)
     return manifest
+
+
+def _check_speculation(path: Path, said: Speculation, shared_cache: bool, files: Sequence[str]) -> None:
+    if said.enabled and not shared_cache:
+        raise ArtifactError(f"{path}: speculation is enabled, which needs shared_cache; this is without it.")
+    draft, model = said.draft_graph, said.draft_model
+    if draft is not None and draft not in files:
+        raise ArtifactError(f"{path}: the draft's graph {draft!r} is not among the listed files.")
+    if model is not None and f"{model}/{MANIFEST}" not in files:
+        raise ArtifactError(f"{path}: no {MANIFEST} of the draft model {model!r} is among the listed files.")
 
 
 def _records(reader: JsonFields, key: str) -> tuple[FileRecord, ...]:

@@ -1,9 +1,10 @@
 """Open an artifact folder: check it, start its session, give back the model that fits its task."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from onnxforge.runtimes.artifact import DECODER_TASK, Manifest, read_manifest
+from onnxforge.runtimes.artifact import DECODER_TASK, read_manifest
 from onnxforge.runtimes.chat_template import read_chat_template
 from onnxforge.runtimes.decoder import Decoder
 from onnxforge.runtimes.decoder_graph import SKIP_LAYERS, read_graph
@@ -12,7 +13,7 @@ from onnxforge.runtimes.encoder_settings import read_encoder_settings
 from onnxforge.runtimes.errors import ArtifactError, RequestError
 from onnxforge.runtimes.generation_options import options_from_config
 from onnxforge.runtimes.session import device_of, open_session, options_for, provider_name
-from onnxforge.runtimes.speculation import LAYER_SKIP
+from onnxforge.runtimes.speculation import DRAFT_MODEL, LAYER_SKIP, Speculation
 from onnxforge.runtimes.strict_json import read_optional_json
 from onnxforge.runtimes.text_tokenizer import TextTokenizer
 from onnxforge.runtimes.verify import verify_files
@@ -36,7 +37,8 @@ def load(
     changed since it last passed, ``full`` hashes everything, ``off`` trusts the folder.
     `draft` is the folder of a smaller decoder with the same tokenizer, which then drafts for every request
     (speculative decoding) that does not say otherwise; or ``layer-skip``: the model drafts for itself,
-    without the layers that it was compiled to leave out.
+    without the layers that it was compiled to leave out; or ``draft-model``: the smaller one that it was
+    compiled with. By default what the artifact says.
     Raises ArtifactError when the folder is not the artifact that was written, RequestError when this machine
     cannot run it as asked.
     """
@@ -49,8 +51,8 @@ def load(
     if verify != "off":
         verify_files(folder, full=verify == "full")
     name = provider_name(provider or manifest.provider)
-    skipping = _skipping_graph(folder, manifest, draft)
-    file = folder / (skipping or manifest.graph)
+    own = _own_draft(folder, manifest.speculation, draft)
+    file = folder / (own.graph or manifest.graph)
     session = open_session(file, name, manifest.session, threads, options_for(name, manifest))
     config = read_optional_json(folder / "config.json")
     if manifest.task != DECODER_TASK:
@@ -66,25 +68,47 @@ def load(
         manifest.shared_cache,
         size if isinstance(size, int) else tokenizer.size,
     )
-    if skipping is not None and not graph.skips_layers:
+    if own.graph is not None and not graph.skips_layers:
         raise ArtifactError(f"{file}: no input {SKIP_LAYERS}, so it leaves no layer out. Compile again.")
     defaults = options_from_config(read_optional_json(folder / "generation_config.json"), config)
     template = read_chat_template(folder, tokenizer.special_tokens)
-    other = draft is not None and draft != LAYER_SKIP
-    assistant = _load_draft(Path(draft or ""), provider, threads, verify) if other else None
+    assistant = None
+    if own.model is not None:  # its files are files of this artifact, and were verified as such
+        assistant = _load_draft(folder / own.model, provider, threads, "off")
+    elif draft is not None and own.graph is None:
+        assistant = _load_draft(Path(draft), provider, threads, verify)
     return Decoder(folder, manifest, graph, tokenizer, template, defaults, assistant)
 
 
-def _skipping_graph(folder: Path, manifest: Manifest, draft: str | Path | None) -> str | None:
-    """The graph that can leave layers out, where drafts are to come of it."""
-    said = manifest.speculation
-    if draft == LAYER_SKIP and (said is None or said.draft_graph is None):
-        raise RequestError(
-            f"{folder} was compiled without layer skip: compile it again with `--draft layer-skip`. "
-            f"(A folder of this name is `./{LAYER_SKIP}`.)"
-        )
-    usual = draft is None and said is not None and said.enabled and said.drafter == LAYER_SKIP
-    return said.draft_graph if said is not None and (usual or draft == LAYER_SKIP) else None
+@dataclass(frozen=True)
+class _OwnDraft:
+    """What the artifact itself brings to draft, as far as drafts are to come of it."""
+
+    graph: str | None = None
+    """The graph that can leave layers out."""
+    model: str | None = None
+    """The folder of the smaller model."""
+
+
+def _own_draft(folder: Path, said: Speculation | None, draft: str | Path | None) -> _OwnDraft:
+    usual = said.drafter if draft is None and said is not None and said.enabled else None
+    wanted = draft if draft in (LAYER_SKIP, DRAFT_MODEL) else usual
+    if wanted == LAYER_SKIP:
+        if said is None or said.draft_graph is None:
+            raise _lacking(folder, "layer skip", "--draft layer-skip", LAYER_SKIP)
+        return _OwnDraft(graph=said.draft_graph)
+    if wanted == DRAFT_MODEL:
+        if said is None or said.draft_model is None:
+            raise _lacking(folder, "a draft model", "--draft prune-layers=0.5", DRAFT_MODEL)
+        return _OwnDraft(model=said.draft_model)
+    return _OwnDraft()
+
+
+def _lacking(folder: Path, what: str, option: str, word: str) -> RequestError:
+    return RequestError(
+        f"{folder} was compiled without {what}: compile it again with `{option}`. "
+        f"(A folder of this name is `./{word}`.)"
+    )
 
 
 def _load_draft(folder: Path, provider: str | None, threads: int | None, verify: Verify) -> Decoder:

@@ -9,7 +9,8 @@ from onnxforge.runtimes.json_fields import JsonFields
 
 NGRAM: Literal["ngram"] = "ngram"
 LAYER_SKIP: Literal["layer-skip"] = "layer-skip"
-DrafterName = Literal["ngram", "layer-skip"]
+DRAFT_MODEL: Literal["draft-model"] = "draft-model"
+DrafterName = Literal["ngram", "layer-skip", "draft-model"]
 MOST_DRAFT_TOKENS = 31
 """Drafted tokens of one step, at most: steps were compared bit for bit up to 32 rows."""
 ROWS = 2
@@ -17,7 +18,9 @@ ROWS = 2
 USUAL_DRAFT_TOKENS = 7
 """Drafted tokens of one step where nobody says how many: with the token before them eight rows, and steps are
 even."""
-_NAMES: Mapping[str, DrafterName] = {NGRAM: NGRAM, LAYER_SKIP: LAYER_SKIP}
+_NAMES: Mapping[str, DrafterName] = {NGRAM: NGRAM, LAYER_SKIP: LAYER_SKIP, DRAFT_MODEL: DRAFT_MODEL}
+_MAY_BE_ABSENT = {"draft_model"}
+"""A later addition, written only where it says something; an object without it is read as before."""
 
 
 def verifying_rows(drafted: int) -> int:
@@ -45,6 +48,9 @@ class Speculation:
     draft_graph: str | None = None
     """Relative path of the graph that can leave layers out. It may be there with ``ngram`` too: then requests
     of an artifact that was loaded with ``draft="layer-skip"`` go by it."""
+    draft_model: str | None = None
+    """Relative path of the folder of a smaller artifact, inside this one, that drafts. It may be there with
+    ``ngram`` too: requests of an artifact that was loaded with ``draft="draft-model"`` go by it."""
     reason: str = ""
     """Why it is on or off, one sentence for people."""
 
@@ -57,7 +63,7 @@ class Speculation:
 def read_speculation(where: str, raw: object) -> Speculation:
     """The object as it stands in a manifest. Raises ArtifactError that names `where` and the key."""
     known = {item.name for item in fields(Speculation)}
-    if not isinstance(raw, dict) or set(raw) != known:
+    if not isinstance(raw, dict) or set(raw) | _MAY_BE_ABSENT != known:
         found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
         raise ArtifactError(
             f"{where}: an object with the keys {sorted(known)} was expected, found {found}. "
@@ -75,6 +81,7 @@ def read_speculation(where: str, raw: object) -> Speculation:
             drafter=_NAMES[name],
             step_cost=values.numbers("step_cost"),
             draft_graph=None if raw["draft_graph"] is None else values.text("draft_graph"),
+            draft_model=None if raw.get("draft_model") is None else values.text("draft_model"),
             reason=values.text("reason") if raw["reason"] != "" else "",
         )
     except ArtifactError as error:
@@ -96,4 +103,6 @@ def _problems(found: Speculation) -> list[str]:
         problems.append(f"step_cost is {found.step_cost}; it starts with 1 and holds numbers above 0")
     if found.draft_graph is None and found.drafter == LAYER_SKIP:
         problems.append(f"drafter {found.drafter} without a draft_graph")
+    if found.draft_model is None and found.drafter == DRAFT_MODEL:
+        problems.append(f"drafter {found.drafter} without a draft_model")
     return problems

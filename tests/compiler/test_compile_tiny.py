@@ -17,11 +17,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxforge.compiler import cli
+from onnxforge.compiler.draft_model import DRAFT_FOLDER
 from onnxforge.compiler.draft_option import SKIP_GRAPH
 from onnxforge.compiler.proof_session import GraphSession
 from onnxforge.runtimes import Decoder, Encoder, load
 from onnxforge.runtimes.artifact import read_manifest
-from onnxforge.runtimes.errors import RequestError
+from onnxforge.runtimes.errors import ArtifactError, RequestError
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 WORDS = {"[PAD]": 0, "[UNK]": 1} | {f"w{i}": i for i in range(2, 97)}
@@ -240,3 +241,35 @@ def test_an_artifact_that_drafts_for_itself(folder: Callable[..., Path], tmp_pat
     assert got.token_ids == wanted.token_ids
     assert got.stats.speculative is not None
     assert got.stats.speculative.draft_forward_passes > 0
+
+
+def test_an_artifact_with_a_draft_model_inside(folder: Callable[..., Path], tmp_path: Path):
+    """Pruned from the same source, an artifact that loads alone, and drafts for who asks for it."""
+    wished = "prune-layers=1,recover=none"
+    out = compiled(folder("llama"), tmp_path / "out", "cpu-fp32", "--draft", wished)
+    manifest = read_manifest(out)
+    assert manifest.speculation is not None
+    assert manifest.speculation.draft_model == DRAFT_FOLDER
+    assert f"| `{DRAFT_FOLDER}/` |" in (out / "README.md").read_text()
+    inner = read_manifest(out / DRAFT_FOLDER)
+    assert (inner.name, inner.target) == ("out-draft", "cpu-fp32-draft")
+    assert len(str(inner.summary["removed_layers"]).split("+")) == 1
+    assert json.loads((out / "report" / "recipe.json").read_text())["target"]["draft"] == wished
+    with (
+        load(out, threads=1, verify="full") as plain,
+        load(out / DRAFT_FOLDER, threads=1) as small,
+        load(out, threads=1, draft="draft-model") as model,
+    ):
+        assert isinstance(plain, Decoder)
+        assert isinstance(small, Decoder)
+        assert isinstance(model, Decoder)
+        assert len(small.graph.cache) == len(plain.graph.cache) - 2
+        wanted = plain.generate([5, 6, 7], max_new_tokens=30, min_rows=2, max_draft_tokens=0, do_sample=False)
+        got = model.generate([5, 6, 7], max_new_tokens=30, do_sample=False)
+    assert got.token_ids == wanted.token_ids
+    assert got.stats.speculative is not None
+    assert got.stats.speculative.draft_forward_passes > 0
+    weights = out / DRAFT_FOLDER / "onnx" / "model.onnx_data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
+    with pytest.raises(ArtifactError, match=r"draft/onnx/model\.onnx_data: changed"):
+        load(out)

@@ -6,7 +6,7 @@ import pytest
 
 from onnxforge.compiler.proof_speculation import as_default, complaint
 from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS
-from onnxforge.compiler.speculation_decision import LEAST_OPEN, best_length, decide, prefers_layer_skip
+from onnxforge.compiler.speculation_decision import LEAST_OPEN, best_length, decide, prefers
 from onnxforge.compiler.speculation_replay import KnownAnswer, forecasts, replay, runtime_curve
 from onnxforge.compiler.speculation_types import (
     ClassForecast,
@@ -16,7 +16,7 @@ from onnxforge.compiler.speculation_types import (
     measured_speed,
 )
 from onnxforge.compiler.step_costs import RowConsistency, StepCosts, cost_of, rising
-from onnxforge.runtimes.speculation import USUAL_DRAFT_TOKENS
+from onnxforge.runtimes.speculation import LAYER_SKIP, USUAL_DRAFT_TOKENS
 
 EXACT = RowConsistency(140, 0.0, 0.7, 1.3, 2, 32)
 CHEAP = (StepCosts(64, tuple(1.0 + 0.1 * k for k in range(16))),)
@@ -139,14 +139,14 @@ def runs(grounded: float, plain: float) -> tuple[SampleRun, ...]:
     ],
 )
 def test_layer_skip_has_to_beat_what_costs_nothing(skipping, ngrams, enabled, chosen):
-    found, reason = prefers_layer_skip(True, runs(*skipping), runs(*ngrams), enabled)
+    found, reason = prefers(LAYER_SKIP, True, runs(*skipping), runs(*ngrams), enabled)
     assert found is chosen
     assert f"grounded text {skipping[0]:.2f}x" in reason
 
 
 def test_layer_skip_needs_equal_numbers_and_samples():
-    assert "rounds otherwise" in prefers_layer_skip(False, runs(9, 9), runs(1, 1), True)[1]
-    assert "nothing to measure" in prefers_layer_skip(True, (), runs(1, 1), True)[1]
+    assert "rounds otherwise" in prefers(LAYER_SKIP, False, runs(9, 9), runs(1, 1), True)[1]
+    assert "nothing to measure" in prefers(LAYER_SKIP, True, (), runs(1, 1), True)[1]
 
 
 def test_what_was_asked_for_is_done_and_its_price_said():

@@ -166,6 +166,8 @@ def test_without_speculation_nothing_is_written_about_it(tmp_path):
         (lambda raw: raw.update(drafter="oracle"), "'drafter' must be ngram or layer-skip"),
         (lambda raw: raw.update(drafter="layer-skip"), "drafter layer-skip without a draft_graph"),
         (lambda raw: raw.update(drafter="layer-skip", draft_graph="x"), "'x' is not among the listed files"),
+        (lambda raw: raw.update(drafter="draft-model"), "drafter draft-model without a draft_model"),
+        (lambda raw: raw.update(draft_model="../x"), "no artifact.json of the draft model '../x'"),
         (lambda raw: raw.update(step_cost=[1, "2"]), "'step_cost' must be a list of numbers"),
         (lambda raw: raw.update(step_cost=[1, 10**400]), "'step_cost' must be a list of numbers"),
         (lambda raw: raw.update(step_cost=[2.0]), "step_cost is .* it starts with 1"),

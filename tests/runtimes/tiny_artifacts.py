@@ -288,7 +288,7 @@ def seal(folder: Path, **changes: object) -> Manifest:
             p.relative_to(folder).as_posix(), p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()
         )
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != "artifact.json"
+        if p.is_file() and p != folder / "artifact.json"
     )
     manifest = Manifest(
         name="tiny",

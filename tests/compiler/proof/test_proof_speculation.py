@@ -2,16 +2,20 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 from matplotlib.figure import Figure
 
-from onnxforge.compiler.layer_skip_section import layer_skip_section
+from onnxforge.compiler.draft_model import DRAFT_FOLDER
+from onnxforge.compiler.draft_section import draft_model_section, layer_skip_section
+from onnxforge.compiler.observe import Ledger
 from onnxforge.compiler.proof_speculation import as_default, measured, speculation
 from onnxforge.compiler.sample_prompts import SAMPLE_PROMPTS
 from onnxforge.compiler.speculation_section import draw_speculation, speculation_section
+from onnxforge.compiler.speculation_types import SampleRun
 from onnxforge.compiler.speed import MeasurementFailed
 from onnxforge.compiler.step_costs import MOST_ROWS
 from onnxforge.passes.notes import Note, NoteKind
@@ -116,20 +120,49 @@ def test_layer_skip_is_measured_on_the_same_prompts(tmp_path):
     brought = Speculation(False, 0, min_rows=1, draft_graph=SkipLayers.file)
     seal(folder, speculation=brought, context_length=1024)
     found = measured(folder, None)
-    assert found.layer_skip is not None
-    assert found.layer_skip.is_equal
-    assert [run.name for run in found.layer_skip.samples] == [run.name for run in found.samples]
-    assert sum(run.drafted for run in found.layer_skip.samples) > 0
+    (skipping,) = found.drafts
+    assert skipping.drafter == "layer-skip"
+    assert skipping.is_equal
+    assert [run.name for run in skipping.samples] == [run.name for run in found.samples]
+    assert sum(run.drafted for run in skipping.samples) > 0
     assert "layer skip is" in found.reason
-    default = as_default(found, SkipLayers.file)
+    default = as_default(found, brought)
     assert default is not None
-    assert (default.drafter == "layer-skip") is found.layer_skip.chosen
+    assert default.draft_graph == SkipLayers.file
+    assert (default.drafter == "layer-skip") is skipping.chosen
     page = layer_skip_section(
         [note("0: reads 0.9", 0.5, "chosen"), note("1: reads 0.8", 0.9, "tried")], found
     )
     assert page.index("`0`") < page.index("`1`")
     assert "2 sets were tried" in page
     assert layer_skip_section([], None) == ""
+
+
+def test_a_draft_model_is_measured_on_the_same_prompts(tmp_path):
+    form = dataclasses.replace(SHARED, context=1024)
+    folder = write_decoder(tmp_path / "whole", form)
+    seal(write_decoder(folder / DRAFT_FOLDER, form), context_length=1024)
+    brought = Speculation(False, 0, min_rows=1, draft_model=DRAFT_FOLDER)
+    seal(folder, speculation=brought, context_length=1024)
+    found = measured(folder, None)
+    (drafted,) = found.drafts
+    assert drafted.drafter == "draft-model"
+    assert [run.name for run in drafted.samples] == [run.name for run in found.samples]
+    assert accepted(drafted.samples) > accepted(found.samples), "it is the same model; n-grams guess too"
+    assert "the draft model is" in found.reason
+    default = as_default(found, brought)
+    assert default is not None
+    assert default.draft_model == DRAFT_FOLDER
+    assert (default.drafter == "draft-model") is drafted.chosen
+    page = draft_model_section(Ledger(draft=Ledger()), found)
+    assert page.startswith("## Draft model")
+    assert page.count("\n| ") > len(drafted.samples)
+    assert draft_model_section(Ledger(), None) == ""
+
+
+def accepted(samples: Sequence[SampleRun]) -> float:
+    """Of the tokens that were drafted, those that were right."""
+    return sum(run.accepted for run in samples) / sum(run.drafted for run in samples)
 
 
 def note(where: str, value: float, reason: str) -> Note:

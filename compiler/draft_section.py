@@ -1,25 +1,35 @@
-"""The layer-skip part of a report: what drafts could leave out, and what that does on sample prompts."""
+"""The drafts part of a report: what the artifact brings to draft, and what that does on sample prompts."""
 
 from collections.abc import Sequence
 
 from onnxforge.compiler.markdown_table import table
-from onnxforge.compiler.speculation_types import LayerSkipReport, SpeculationReport
+from onnxforge.compiler.observe import Ledger
+from onnxforge.compiler.progress import describe
+from onnxforge.compiler.speculation_types import SpeculationReport
 from onnxforge.passes.notes import Note
 from onnxforge.passes.skip_layers import CHOSEN
+from onnxforge.runtimes.speculation import DRAFT_MODEL, LAYER_SKIP
 
 _SHOWN = 12
 
 
 def layer_skip_section(measures: Sequence[Note], found: SpeculationReport | None) -> str:
     """Markdown; empty where drafts leave no layers out."""
-    parts = [_measured(found.layer_skip) if found is not None else "", _sets(measures)]
-    if not any(parts):
-        return ""
-    return "## Layer skip\n\n" + "\n".join(part for part in parts if part)
+    return _section("Layer skip", _measured(found, LAYER_SKIP), _sets(measures))
 
 
-def _measured(found: LayerSkipReport | None) -> str:
-    if found is None:
+def draft_model_section(ledger: Ledger, found: SpeculationReport | None) -> str:
+    """Markdown; empty where no draft model comes with the artifact."""
+    return _section("Draft model", _measured(found, DRAFT_MODEL), _steps(ledger.draft))
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"## {title}\n\n" + "\n".join(part for part in parts if part) if any(parts) else ""
+
+
+def _measured(found: SpeculationReport | None, drafter: str) -> str:
+    report = next((d for d in found.drafts if d.drafter == drafter), None) if found is not None else None
+    if report is None:
         return ""
     rows = [
         (
@@ -30,10 +40,17 @@ def _measured(found: LayerSkipReport | None) -> str:
             f"{run.accepted / max(run.drafted, 1):.0%}",
             f"{run.speculative_rate / run.plain_rate:.2f}x",
         )
-        for run in found.samples
+        for run in report.samples
     ]
     header = ("sample prompt", "", "drafted", "accepted", "", "of one-row decoding")
-    return f"{found.reason[:1].upper()}{found.reason[1:]}.\n\n" + table(header, rows, right=(2, 3, 4, 5))
+    return f"{report.reason[:1].upper()}{report.reason[1:]}.\n\n" + table(header, rows, right=(2, 3, 4, 5))
+
+
+def _steps(ledger: Ledger | None) -> str:
+    if ledger is None:
+        return ""
+    rows = [(f"`{record.text}`", f"{record.seconds:.1f} s", describe(record)) for record in ledger.records]
+    return "How it was made:\n\n" + table(("step", "", ""), rows, right=(1,))
 
 
 def _sets(measures: Sequence[Note]) -> str:
