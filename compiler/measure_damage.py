@@ -37,7 +37,9 @@ class MeasureDamage(GraphPass):
     of it: of two layers with equal errors one may be ten times as sensitive. So for every layer the whole
     model is run with that layer cut, and its answers are compared with the uncut model's. One session holds
     both forms of every layer (:mod:`onnxforge.compiler.switched_graph`). Passes that spread a share over the
-    layers scale the cost of each by what was measured here. Needs ``correlate-inputs`` before it.
+    layers scale the cost of each by what was measured here. Needs ``correlate-inputs`` before it. Where some
+    layer cannot be switched (OPT reshapes all texts into one list of tokens) none is measured:
+    the passes then compare costs by what each layer does, and two scales would mix.
     """
 
     summary: ClassVar[str] = "what the model loses when one layer is pruned, layer by layer"
@@ -73,13 +75,18 @@ class MeasureDamage(GraphPass):
         groups = next((kind for unit in _UNITS[self.unit] if (kind := found.of(unit))), ())
         if not groups:
             raise PassRefused(nothing_to_prune(self.text(), self.unit, found))
+        nodes = products(model)
+        fixed = next((node for group in groups for node in group.readers() if node not in nodes), None)
+        if fixed is not None:
+            reason = "its result is not [batch, tokens, channels], so no switch fits it; no layer is measured"
+            notes.near_miss(WHAT, fixed.name or "", reason)
+            return ir.passes.PassResult(model, modified=False)
         counts = [_count(group, self.share) for group in groups]
         try:
             trial = _Trial(self._matrices(groups, counts))
         except Unmeasured as reason:
             raise PassRefused(f"{self.text()}: {reason}") from reason
         both = switched_graph(model, trial)
-        nodes = products(model)
         owners = [self._owner(groups, nodes[position]) for position in both.positions]
         choices = np.array([[owner is group for owner in owners] for group in groups])
         with switch_session(both.model) as session:

@@ -91,3 +91,14 @@ def test_without_moments_it_says_what_to_do(tiny_export):
         step(model)
     with pytest.raises(PassRefused, match="put `correlate-inputs` before"):
         MeasureDamage()(model)
+
+
+def test_layers_that_no_switch_fits_are_compared_without(measured):
+    model = measured("opt")  # its FFNs multiply [batch * tokens, channels]
+    with notes.listen() as seen:
+        assert not MeasureDamage(share=0.5, samples=1, tokens=16)(model).modified
+    assert ["no switch fits it" in note.reason for note in seen] == [True]
+    groups = prune_groups(model.graph).of(Unit.CHANNEL)
+    assert groups
+    assert not any(damage_of(group.value) for group in groups)
+    assert PruneMlp(share=0.2, uniform=False, multiple=4)(model).modified
