@@ -18,7 +18,7 @@ def comparable(group: PruneGroup, found: Removal) -> tuple[float, ...]:
     all heads taken where it is least costs ten times as much as taken by these (docs/decisions).
     """
     measured = damage_of(group.value)
-    if measured is not None:
+    if measured is not None and found.costs:
         per_cost = measured.damage / max(
             found.costs[min(measured.units, len(found.costs)) - 1], np.finfo(float).tiny
         )
@@ -48,13 +48,21 @@ def cheapest(curves: Sequence[Sequence[float]], wanted: int) -> tuple[int, ...]:
     return tuple(taken)
 
 
-def rounded(units: int, share: float, multiple: int) -> int:
-    """How many of ``units`` to remove for ``share`` of them, so that a multiple of ``multiple`` is left.
+def granule(units: int, multiple: int) -> int:
+    """How many of ``units`` go at a time: ``multiple``, halved until it is at most a sixteenth of all.
 
-    Of a smaller power of two where ``multiple`` is more than a sixteenth of all: a share of few units could
-    not be met otherwise. At least one multiple stays.
+    A share of few units could not be met otherwise.
     """
     while multiple > 1 and multiple * 16 > units:
         multiple //= 2
+    return multiple
+
+
+def rounded(units: int, share: float, multiple: int) -> int:
+    """How many of ``units`` to remove for ``share`` of them, so that a multiple of :func:`granule` is left.
+
+    At least one such multiple stays.
+    """
+    multiple = granule(units, multiple)
     left = max(1, int(np.floor(units * (1 - share) / multiple + 0.5))) * multiple
     return max(0, units - left)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxforge.passes import notes
-from onnxforge.passes.allocation import cheapest, comparable, rounded
+from onnxforge.passes.allocation import cheapest, comparable, granule, rounded
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.option_checks import check_choice, check_pattern, check_share
 from onnxforge.passes.prune_cut import Cut, nothing_to_prune, planned
@@ -45,7 +45,8 @@ class PruneMlp(GraphPass):
     score: str = SURGEON
     refit: bool = True
     multiple: int = 64
-    """What is left is a multiple of this, which blocks and kernels ask for; less in very small layers."""
+    """What is left is a multiple of this, which blocks and kernels ask for; of less in layers of fewer than
+    16 of them."""
     uniform: bool = True
     """The same share of every layer; otherwise each step goes where it costs least of a layer's output."""
     skip: str = ""
@@ -68,8 +69,8 @@ class PruneMlp(GraphPass):
         """Choose in every layer, then cut all of them.
 
         Raises:
-            PassRefused: no FFN was understood (with the nodes that stopped the search), or the score asks for
-                what was not measured.
+            PassRefused: no FFN was understood (with the nodes that stopped the search), the share is less
+                than what goes at a time, or the score asks for what was not measured.
         """
         found = prune_groups(model.graph)
         groups = [group for group in found.of(Unit.CHANNEL) if not self._skips(group)]
@@ -81,14 +82,18 @@ class PruneMlp(GraphPass):
             cuts = self._cuts(groups)
         except Unmeasured as reason:
             raise PassRefused(f"{self.text()}: {reason}") from reason
-        if cuts:
-            remember_unpruned(model)
+        if not cuts:
+            raise PassRefused(
+                f"{self.text()}: {self.share:g} of {groups[0].units} channels is less than what goes at a "
+                f"time ({granule(groups[0].units, self.multiple)}). Ask for more, or write multiple=1."
+            )
+        remember_unpruned(model)
         for cut in cuts:
             cut.make(model.graph)
             notes.match(WHAT, f"{cut.group.name}: {cut.group.units} -> {len(cut.kept)}")
         left = {cut.group.name: len(cut.kept) for cut in cuts}
         remember_units(model, found.of(Unit.CHANNEL), left)
-        return ir.passes.PassResult(model, modified=bool(cuts))
+        return ir.passes.PassResult(model, modified=True)
 
     def _skips(self, group: PruneGroup) -> bool:
         return bool(self.skip) and re.search(self.skip, group.name) is not None
@@ -109,7 +114,7 @@ class PruneMlp(GraphPass):
         """As many channels in all, at most twice the share of one layer."""
         most = [rounded(group.units, min(2 * self.share, 0.9), self.multiple) for group in groups]
         found = [removal(group, self.score, n) for group, n in zip(groups, most, strict=True)]
-        step = max(1, min(self.multiple, *(group.units // 16 for group in groups)))
+        step = min(granule(group.units, self.multiple) for group in groups)
         curves = [
             comparable(group, item)[step - 1 :: step] for group, item in zip(groups, found, strict=True)
         ]

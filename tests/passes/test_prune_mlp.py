@@ -12,6 +12,7 @@ from onnxforge.passes.base import PassRefused
 from onnxforge.passes.input_moments import moments_of
 from onnxforge.passes.prune_groups import Unit
 from onnxforge.passes.prune_mlp import PruneMlp
+from onnxforge.passes.unit_damage import UnitDamage, leave_damage
 from onnxforge.passes.unit_scores import removal, score_names
 from onnxforge.passes.unpruned import unpruned
 
@@ -141,6 +142,26 @@ def test_a_layer_can_be_spared(fused):
     name = groups(model, Unit.CHANNEL)[2].name
     pruned(model, skip=name.replace(".", r"\."), share=0.5)
     assert [group.units for group in groups(model, Unit.CHANNEL)] == [40, 40, 80, 40, 40]
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_a_share_of_less_than_what_goes_at_a_time_is_refused(fused, uniform):
+    model = with_moments(fused("llama"))
+    for group in groups(model, Unit.CHANNEL):
+        leave_damage(group.value, UnitDamage(4, 0.1))
+    with pytest.raises(PassRefused, match=r"0\.01 of 80 channels is less than what goes at a time \(4\)"):
+        PruneMlp(share=0.01, uniform=uniform)(model)
+    assert unpruned(model) is None
+
+
+def test_what_is_left_is_a_multiple_where_layers_differ_too(fused):
+    model = with_moments(fused("llama"))
+    for index, group in enumerate(groups(model, Unit.CHANNEL)):
+        leave_damage(group.value, UnitDamage(24, 1e-6 if index == 3 else 1.0))
+    pruned(model, share=0.3, uniform=False)
+    left = [group.units for group in groups(model, Unit.CHANNEL)]
+    assert len(set(left)) > 1
+    assert not any(units % 4 for units in left)
 
 
 def test_what_was_cut_is_noted(fused):
