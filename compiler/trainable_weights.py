@@ -1,15 +1,14 @@
 """Which constants of a stretch of a graph can learn, and how they get back into it."""
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxforge.passes.constants import constant
-from onnxforge.passes.input_gradients import forget_gradients
-from onnxforge.passes.input_moments import forget_moments
+from onnxforge.passes.forget_measured import forget_measured
 from onnxforge.passes.matching import CONTRIB, input_at, is_op
+from onnxforge.passes.spilled import spilled
 
 _NORMS = (
     "LayerNormalization",
@@ -41,13 +40,9 @@ def put_back(graph: ir.Graph, trained: Mapping[ir.Value, np.ndarray]) -> None:
 
     Moments and gradients that were measured with the weights before are forgotten.
     """
-    for node in graph:
-        for value in node.outputs:
-            forget_moments(value)
-            forget_gradients(value)
+    forget_measured(graph)
     for value, array in trained.items():
-        tensor = ir.Tensor(_on_disk(array.astype(np.float32, copy=False)), name=value.name)
-        value.const_value = tensor
+        value.const_value = ir.Tensor(spilled(array.astype(np.float32, copy=False)), name=value.name)
 
 
 def _indices(node: ir.Node) -> tuple[int, ...]:
@@ -96,10 +91,3 @@ def _only_read_by(value: ir.Value, inside: set[ir.Node]) -> bool:
         if not all(reader in inside and _indices(reader) for reader in readers):
             return False
     return not value.is_graph_output()
-
-
-def _on_disk(array: np.ndarray) -> np.ndarray:
-    with tempfile.TemporaryFile(prefix="onnxforge-trained-") as file:
-        array.tofile(file)
-        file.flush()
-        return np.memmap(file, dtype=array.dtype, mode="r", shape=array.shape)

@@ -15,7 +15,7 @@ def comparable(group: PruneGroup, found: Removal) -> tuple[float, ...]:
 
     Where ``measure-damage`` has left what the model makes of it, that is the scale; else a cost counts by its
     share of all that the layer does. The error of a layer's output alone misleads: on SmolLM2-135M a tenth of
-    all heads taken where it is least costs ten times as much as taken by these (docs/decisions).
+    all heads taken where it is least costs ten times as much as taken by these (docs/decisions/0025).
     """
     measured = damage_of(group.value)
     if measured is not None and found.costs:

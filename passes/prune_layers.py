@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
+from onnxforge.passes.forget_measured import forget_measured
 from onnxforge.passes.layer_ranks import ranked
 from onnxforge.passes.layers import LayersNotFound, LayerUnit, Span, find_layers, spans_of
 from onnxforge.passes.matching import is_op, redirect, remove_dead
@@ -37,7 +38,8 @@ class PruneLayers(GraphPass):
     pre-norm, post-norm and parallel ones are all the same to it. What a removed layer made that others read
     stays (masks, rotation tables); a size that was read off its cache is read off another's. Whatever else
     reads a value of a removed layer is named, and nothing is changed. Nodes and values keep their names, only
-    inputs and outputs are numbered anew; the layers and their numbers are kept in the model's metadata.
+    inputs and outputs are numbered anew; the layers and their numbers are kept in the model's metadata. What
+    was measured of the layers' inputs before is forgotten.
 
     Which layers go is said, or found by ``rank-layers`` before this pass. Run it before ``fuse-skip-norm``,
     which merges the stream with the norms, and before everything that measures or quantizes.
@@ -77,6 +79,7 @@ class PruneLayers(GraphPass):
         numbers = [number for number, _ in cut.spans]
         names = [span.end.name for _, span in cut.spans]
         _apply(model.graph, cut)
+        forget_measured(model.graph)
         originals = remember_removed(model, LayerUnit(self.unit), numbers)
         for original, name in zip(originals, names, strict=True):
             notes.match(f"{WHAT} {self.unit}", f"{original} ({name})")

@@ -35,7 +35,7 @@ class PruneMlp(GraphPass):
     beaten. With ``refit`` the rows that stay become those of least squares, by the moments that
     ``correlate-inputs`` left.
 
-    SmolLM2-135M, a fifth of all channels: see docs/decisions/0022.
+    SmolLM2-135M, a fifth of all channels: see docs/decisions/0025.
     """
 
     summary: ClassVar[str] = "remove FFN channels, and refit the down projections by least squares"

@@ -8,8 +8,7 @@ import onnx_ir as ir
 from onnxforge.passes.attention_axes import set_heads
 from onnxforge.passes.constants import add_array, constant, extents, integers
 from onnxforge.passes.coupled_axes import LabelledAxis
-from onnxforge.passes.input_gradients import forget_gradients
-from onnxforge.passes.input_moments import forget_moments
+from onnxforge.passes.forget_measured import forget_measured
 from onnxforge.passes.lazy import lazy_tensor
 from onnxforge.passes.matching import drop_initializer, input_at, int_attribute, static_dim
 from onnxforge.passes.prune_groups import PruneGroup, Unit
@@ -29,10 +28,7 @@ def shrink(graph: ir.Graph, group: PruneGroup, kept: Sequence[int]) -> None:
         _respell(graph, node, group, left)
     for axis in group.axes:
         _cut(graph, axis, left[axis.value])
-    for node in graph:
-        for value in node.outputs:
-            forget_moments(value)
-            forget_gradients(value)
+    forget_measured(graph)
 
 
 def _entries(axis: LabelledAxis, kept: Sequence[int]) -> np.ndarray:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from legacy_exports import legacy_decoder, legacy_encoder
 from loop_runs import FUSED
-from pruning_runs import TOKENS, answer
+from pruning_runs import TOKENS, answer, with_moments
 
 from onnxforge.compiler import pipeline
 from onnxforge.models.families import FAMILIES
 from onnxforge.passes.base import PassRefused
+from onnxforge.passes.input_moments import moments_of
 from onnxforge.passes.layer_ranks import leave_ranks
 from onnxforge.passes.layers import LayerUnit, find_layers, spans_of
 from onnxforge.passes.prune_layers import PruneLayers
@@ -184,6 +185,14 @@ def test_an_older_export(tiny_torch, family):
     pruned(model, "0+2")
     assert_close(answer(model), torch_answer(torch_without(source, family, [0, 2])))
     assert cache_names(model) == ([] if family == "bert" else numbered(3))
+
+
+def test_what_was_measured_with_the_layers_in_place_is_forgotten(fused):
+    model = with_moments(fused("llama"))
+    found = lambda: [v for node in model.graph for v in node.outputs if moments_of(v)]  # noqa: E731
+    assert found()
+    pruned(model, "1")
+    assert not found()
 
 
 def refused(model: ir.Model, message: str, **options: object) -> None:
