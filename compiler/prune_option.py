@@ -127,7 +127,7 @@ def _checked(name: str, value: str) -> str:
         number = float(value)
     except ValueError:
         number = -1.0
-    whole = counted and number >= 1 and number == int(number)
+    whole = counted and number >= 1 and number.is_integer()
     if not (0 < number < 1 or whole):
         wanted = "a share between 0 and 1" + (", or how many" if counted else "")
         raise RequestRefused(f"--prune {name}={value}: `{name}` wants {wanted}.")

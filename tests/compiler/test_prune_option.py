@@ -105,6 +105,7 @@ def test_promises_of_equality_give_way_and_others_widen():
         ("mlp=4", None, "wants a share between 0 and 1"),
         ("mlp=nan", None, "wants a share"),
         ("layers=2.5", None, "or how many"),
+        ("layers=inf", None, "or how many"),
         ("mlp=0.1,mlp=0.2", None, "there twice"),
         ("latency=0.7,mlp=0.1", None, "give it alone"),
         ("latency=2", None, "wants a share"),
