@@ -43,7 +43,8 @@ def cheapest_removal(
     """The ``count`` units that a greedy search removes, cheapest first.
 
     ``moments`` [K, K], ``matrix`` [K, N], ``labels`` int64 [K]: the unit of each input, -1 for none. Of each
-    of ``classes`` runs of neighbouring units equally many go, one of each at a time.
+    of ``classes`` runs of neighbouring units equally many go, one of each at a time, up to ``count``
+    in all.
     """
     inverse, rows = np.linalg.inv(damped(moments)), matrix.astype(np.float64)
     left, units = labels.copy(), int(labels.max()) + 1
@@ -52,7 +53,7 @@ def cheapest_removal(
     costs: list[float] = []
     total, step = 0.0, max(1, count // classes // _ROUNDS)
     power = float(np.einsum("kn,kn->", rows, moments @ rows))
-    while len(order) < count:
+    while len(order) + classes <= count:
         worth = np.where(alive, _costs(inverse, rows, left, units), np.inf).reshape(classes, -1)
         many = min(step, (count - len(order)) // classes)
         chosen = np.argsort(worth, axis=1, kind="stable")[:, :many]
