@@ -57,13 +57,18 @@ def _fitted(group: PruneGroup, kept: Sequence[int]) -> Mapping[ir.Value, np.ndar
 
 
 def nothing_to_prune(text: str, what: str, found: Prunable) -> str:
-    """Why a pass found no group of the kind that it prunes: the nodes that stopped it, most telling last."""
-    stops = dict.fromkeys(map(_stop, found.refusals))
+    """Why a pass found no group of the kind that it prunes: the first node of each kind that stopped it."""
+    alike: dict[tuple[str, str], list[Refusal]] = {}
+    for refusal in found.refusals:
+        kind = refusal.node.op_type if refusal.node is not None else ""
+        alike.setdefault((kind, refusal.reason), []).append(refusal)
+    stops = [_stop(first, len(others)) for first, *others in alike.values()]
     listed = "; ".join(stops) if stops else "no constant matrix multiplies anything in it"
     return f"{text}: this graph has no {what} that can be removed. {listed}. See `inspect --prunable`."
 
 
-def _stop(refusal: Refusal) -> str:
+def _stop(refusal: Refusal, others: int) -> str:
     node = refusal.node
     where = f"{node.op_type} {node.name!r}" if node is not None else "the graph"
-    return f"{where} stopped the search from {refusal.value.name!r}: {refusal.reason}"
+    more = f" (as {others} more)" if others else ""
+    return f"{where} stopped the search from {refusal.value.name!r}: {refusal.reason}{more}"

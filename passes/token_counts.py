@@ -37,8 +37,8 @@ class TokenCounts:
         return found
 
 
-def leave_counts(model: ir.Model, counts: TokenCounts | None) -> None:
-    """Leave on ``model`` how a corpus uses its vocabulary; None takes it away."""
+def leave_counts(model: ir.Model, counts: TokenCounts) -> None:
+    """Leave on ``model`` how a corpus uses its vocabulary."""
     model.meta[_COUNTS] = counts
 
 
