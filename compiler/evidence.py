@@ -68,7 +68,7 @@ class Evidence:
     protocol: str
     """How quality was scored, in words."""
     parameters: int
-    """As the source counts them: buffers and tables left out."""
+    """As the source counts them, buffers and tables left out, less those that pruning removed."""
     traffic: Traffic
     reference_traffic: Traffic
     size: int

@@ -15,6 +15,9 @@ from onnxforge.compiler.reproducer import write_reproducer
 from onnxforge.passes import notes
 from onnxforge.passes.base import DerivingPass, GraphPass, GraphStep, PassRefused
 
+PRUNES = "prune-"
+"""Passes of this name remove weights; others only write them differently."""
+
 
 @dataclass(frozen=True)
 class GraphStats:
@@ -24,6 +27,8 @@ class GraphStats:
     weight_bytes: int
     ops: Mapping[str, int]
     """Number of nodes by operator; contrib operators carry their domain (``com.microsoft.MatMulNBits``)."""
+    elements: int = 0
+    """Of all distinct weights."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,12 @@ class Ledger:
         mine = (r for r in self.records if pass_name is None or r.text.split("{")[0] == pass_name)
         return tuple(note for record in mine for note in record.near_misses)
 
+    @property
+    def pruned(self) -> int:
+        """Elements of weights that pruning removed."""
+        cuts = [record for record in self.records if record.text.startswith(PRUNES)]
+        return sum(record.before.elements - record.after.elements for record in cuts)
+
     def measures(self, what: str) -> tuple[notes.Note, ...]:
         """What was measured to decide about ``what``, by the last pass that did so; empty where none did."""
         found = (tuple(n for n in record.measures if n.what == what) for record in reversed(self.records))
@@ -60,17 +71,22 @@ class Ledger:
 
 
 def graph_stats(model: ir.Model) -> GraphStats:
-    """Count nodes, operators and the bytes of distinct weights, subgraphs and functions included."""
+    """Count nodes, operators and distinct weights (bytes, elements), subgraphs and functions included."""
     ops: Counter[str] = Counter()
-    tensors: dict[int, int] = {}
+    tensors: dict[int, ir.TensorProtocol] = {}
     for graph in model.graphs():
         for value in graph.initializers.values():
             if (tensor := value.const_value) is not None:
-                tensors[id(tensor)] = tensor.nbytes
+                tensors[id(tensor)] = tensor
         ops.update(_op_name(node) for node in graph)
     for function in model.functions.values():
         ops.update(_op_name(node) for node in function.all_nodes())
-    return GraphStats(sum(ops.values()), sum(tensors.values()), dict(sorted(ops.items())))
+    return GraphStats(
+        nodes=sum(ops.values()),
+        weight_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        ops=dict(sorted(ops.items())),
+        elements=sum(tensor.size for tensor in tensors.values()),
+    )
 
 
 def run_passes(

@@ -144,7 +144,8 @@ def _outset(
         reference="the unfused fp32 export of the same weights, in plain ONNX Runtime",
         baseline=f"{baseline} of the same model",
         protocol="",
-        parameters=sum(weight.size for weight in source.weights.values()) or before.parameters,
+        parameters=(sum(weight.size for weight in source.weights.values()) or before.parameters)
+        - ledger.pruned,
         traffic=traffic_of(ours),
         reference_traffic=before,
         size=_bytes(ours),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from onnxforge.compiler.compare_unpruned import PRUNING
 from onnxforge.compiler.markdown_table import table
-from onnxforge.compiler.observe import Ledger
+from onnxforge.compiler.observe import PRUNES, Ledger
 
 
 def pruning_section(ledger: Ledger) -> str:
@@ -26,7 +26,7 @@ def _rows(ledger: Ledger) -> Iterator[tuple[str, str, str, str]]:
     since: list[str] = []
     before, pruned = 0.0, False
     for record in ledger.records:
-        pruned = pruned or record.text.startswith("prune-")
+        pruned = pruned or record.text.startswith(PRUNES)
         found = [note for note in record.measures if note.what == PRUNING]
         if found:
             steps = ", ".join(f"`{step}`" for step in since)

@@ -119,3 +119,20 @@ def test_the_reproducer_is_of_the_graph_before_the_crash():
 def test_a_refusal_keeps_its_own_words():
     with pytest.raises(PassRefused, match="found 3 heads, needed 4"):
         run_passes(model(), [Refuse()])
+
+
+@dataclass(frozen=True)
+class PruneBig(GraphPass):
+    """Makes a weight smaller."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        big = model.graph.initializers["big"]
+        big.const_value = ir.tensor(np.zeros(1000, np.float32), name="big")
+        return ir.passes.PassResult(model, modified=True)
+
+
+def test_what_pruning_removed_is_counted_in_elements():
+    assert graph_stats(model()).elements == 4096
+    ledger = run_passes(model(), [DropAbs(), PruneBig()])
+    assert ledger.pruned == 3096
+    assert run_passes(model(), [DropAbs()]).pruned == 0
