@@ -83,7 +83,7 @@ def find_layers(graph: ir.Graph) -> tuple[Layer, ...]:
     ends = [*starts[1:], _end_of_last(segments, starts)]
     layers = [Layer(_parts(segments[i:j])) for i, j in zip(starts, ends, strict=True)]
     for layer in layers:
-        _one_shape(layer.whole)
+        _one_shape(layer.whole, LayerUnit.LAYER)
     return tuple(layers)
 
 
@@ -91,7 +91,7 @@ def spans_of(layers: Sequence[Layer], unit: LayerUnit) -> tuple[Span, ...]:
     """All layers, or all attentions, or all MLPs, in order.
 
     Raises:
-        LayersNotFound: attention and MLP cannot be told apart.
+        LayersNotFound: attention and MLP cannot be told apart, or one of them changes the stream's shape.
     """
     if unit is LayerUnit.LAYER:
         return tuple(layer.whole for layer in layers)
@@ -100,9 +100,11 @@ def spans_of(layers: Sequence[Layer], unit: LayerUnit) -> tuple[Span, ...]:
             f"layer 0, which ends in {_node(layers[0].whole.end)}, is not an attention and an MLP one after "
             "the other; take unit=layer"
         )
-    if unit is LayerUnit.ATTENTION:
-        return tuple(layer.parts[0] for layer in layers)
-    return tuple(part for layer in layers for part in layer.parts[1:])
+    of_mlps = unit is LayerUnit.MLP
+    spans = tuple(part for layer in layers for part in (layer.parts[1:] if of_mlps else layer.parts[:1]))
+    for span in spans:
+        _one_shape(span, unit)
+    return spans
 
 
 def _segments(graph: ir.Graph) -> list[Span]:
@@ -222,14 +224,14 @@ def _parts(segments: Sequence[Span]) -> tuple[Span, ...]:
     )
 
 
-def _one_shape(span: Span) -> None:
+def _one_shape(span: Span, unit: LayerUnit) -> None:
     start, end = span.start, span.end
     same = start.dtype == end.dtype and (
         start.shape is None or end.shape is None or _dims(start) == _dims(end)
     )
     if not same:
         raise LayersNotFound(
-            f"the layer that ends in {_node(end)} makes {end.dtype} {end.shape} of {start.dtype} "
+            f"the {unit} that ends in {_node(end)} makes {end.dtype} {end.shape} of {start.dtype} "
             f"{start.shape}; without it the stream would not fit"
         )
 

@@ -232,6 +232,12 @@ def test_what_is_not_understood_is_named(fused, tiny_export):
     refused(plain, "no attention was found .*Softmax.* may be part of one")
 
 
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_parts_between_which_the_stream_is_reshaped(fused, unit):
+    """OPT's MLPs read [batch * tokens, hidden]: whole layers can go, and neither part alone."""
+    refused(fused("opt"), f"the {unit} that ends in .* without it the stream would not fit", unit=unit)
+
+
 def test_shared_keys_and_values(fused):
     """As in Gemma 3n: the third layer attends to what the second wrote."""
     model = fused("olmo2")
