@@ -87,7 +87,7 @@ class PruneToBudget(GraphPass):
         with contestant(model) as whole:
             alone = self._alone(model, whole)
             plan = self._plan(model, whole, alone)
-        for step in self._steps(plan, model):
+        for step in self._steps(plan):
             _run(step, model)
         return ir.passes.PassResult(model, modified=True)
 
@@ -138,12 +138,12 @@ class PruneToBudget(GraphPass):
     ) -> Measures:
         """A copy pruned by ``plan`` beside the whole model; without ``work`` its damage is not asked for."""
         copy = _copy(model)
-        for step in self._quick(plan, copy, fit=bool(work)):
+        for step in self._quick(plan, fit=bool(work)):
             _run(step, copy)
         with ExitStack() as stack:
             return compared(whole, stack.enter_context(contestant(copy)), work)
 
-    def _quick(self, plan: Plan, model: ir.Model, *, fit: bool) -> Iterator[GraphPass]:
+    def _quick(self, plan: Plan, *, fit: bool) -> Iterator[GraphPass]:
         """Steps by cheap scores; what they remove has the shape of what is removed in earnest."""
         score = "wanda" if fit else "magnitude"
         if "layers" in plan:
@@ -154,7 +154,7 @@ class PruneToBudget(GraphPass):
         if "mlp" in plan:
             yield PruneMlp(share=plan["mlp"], score=score, refit=fit and self.refit)
 
-    def _steps(self, plan: Plan, model: ir.Model) -> Iterator[GraphPass]:
+    def _steps(self, plan: Plan) -> Iterator[GraphPass]:
         if "layers" in plan:
             yield RankLayers(count=plan["layers"])
             yield PruneLayers(count=plan["layers"])

@@ -73,7 +73,9 @@ class PruneHeads(GraphPass):
         units = (Unit.QUERY_HEAD, Unit.KV_GROUP) if self.unit == AUTO else (_UNITS[self.unit],)
         groups = next((kind for unit in units if (kind := found.of(unit))), ())
         if not groups:
-            raise PassRefused(nothing_to_prune(self.text(), "attention head", found))
+            others = found.of(*_UNITS.values())
+            hint = f" Its {others[0].unit}s can go: write unit={AUTO}." if others else ""
+            raise PassRefused(nothing_to_prune(self.text(), "attention head", found) + hint)
         for refusal in found.refusals:
             notes.near_miss(WHAT, refusal.value.name, refusal.reason)
         try:

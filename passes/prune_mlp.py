@@ -74,6 +74,8 @@ class PruneMlp(GraphPass):
         """
         found = prune_groups(model.graph)
         groups = [group for group in found.of(Unit.CHANNEL) if not self._skips(group)]
+        if not groups and found.of(Unit.CHANNEL):
+            raise PassRefused(f"{self.text()}: skip finds every FFN of this graph; leave one to prune.")
         if not groups:
             raise PassRefused(nothing_to_prune(self.text(), "FFN channel", found))
         for refusal in found.refusals:

@@ -87,6 +87,7 @@ def test_a_quarter_of_one_layers_heads_is_one_of_each_group(fused):
         ("llama", {"share": 0.2, "unit": "group"}, "has 2 key-value heads .* 0.2 of them is 0"),
         ("llama", {"share": 0.01}, "less than one"),
         ("gpt2", {"share": 0.5, "unit": "query"}, "no attention head that can be removed"),
+        ("gpt2", {"share": 0.5, "unit": "query"}, "Its key-value heads can go: write unit=auto"),
         ("olmo2", {"share": 0.5}, "RMSNormalization .* normalizes over this axis"),
         ("olmo2", {"share": 0.5}, r"^(?!.*RMSNormalization .*RMSNormalization ).* \(as \d+ more\)"),
     ],

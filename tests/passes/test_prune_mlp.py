@@ -137,6 +137,11 @@ def test_a_graph_that_is_not_understood_is_refused_with_the_node():
         PruneMlp(score="magnitude", refit=False)(model)
 
 
+def test_every_layer_cannot_be_spared(fused):
+    with pytest.raises(PassRefused, match="skip finds every FFN"):
+        PruneMlp(skip="mlp")(with_moments(fused("llama")))
+
+
 def test_a_layer_can_be_spared(fused):
     model = with_moments(fused("llama"))
     name = groups(model, Unit.CHANNEL)[2].name
