@@ -6,6 +6,7 @@ is still one.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import count, takewhile
 
 import onnx_ir as ir
 
@@ -35,7 +36,16 @@ def remember_removed(model: ir.Model, unit: LayerUnit, numbers: Sequence[int]) -
     Returns their numbers in the source.
     """
     before = set(without(model, unit))
+    if unit is LayerUnit.MLP:
+        before |= _ahead_of_attention(model)
     left = [number for number in range(max(numbers) + 1 + len(before)) if number not in before]
     originals = tuple(left[number] for number in numbers)
     model.metadata_props[_KEYS[unit]] = "+".join(map(str, sorted({*removed(model, unit), *originals})))
     return originals
+
+
+def _ahead_of_attention(model: ir.Model) -> set[int]:
+    """Layers in front of the first attention that is left: a layer begins with one, so their MLPs count for
+    none and stay."""
+    without_attention = set(without(model, LayerUnit.ATTENTION))
+    return set(takewhile(without_attention.__contains__, count()))

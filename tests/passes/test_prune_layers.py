@@ -146,6 +146,15 @@ def test_numbers_are_those_of_the_source(fused, tiny_torch):
     assert {node.name for node in model.graph} < names
 
 
+def test_an_mlp_ahead_of_all_attentions_is_not_counted(fused):
+    model = pruned(fused("llama"), "0", unit="attention")
+    weights = set(model.graph.initializers)
+    pruned(model, "0", unit="mlp")
+    lost = weights - set(model.graph.initializers)
+    assert {name.split(".")[2] for name in lost} == {"1"}
+    assert removed(model, LayerUnit.MLP) == (1,)
+
+
 @pytest.mark.parametrize("count", [2, 0.4, 0.45])
 def test_the_ranked_go(fused, count):
     model, told = fused("llama"), fused("llama")
