@@ -17,7 +17,7 @@ from onnxforge.passes.shapes import Facts
 _FLAT, _HEADS = 3, 4
 """Ranks of [batch, tokens, heads * size] and [batch, heads, tokens, size]."""
 _GROUPED, _MULTI, _STANDARD = "GroupQueryAttention", "MultiHeadAttention", "Attention"
-_HEAD_SINK, _GROUPED_BIAS = 11, 10
+_HEAD_SINK, _GROUPED_BIAS, _CACHE_SCALES = 11, 10, (12, 13)
 
 
 def heads_of(node: ir.Node, facts: Facts) -> tuple[int, int] | None:
@@ -76,10 +76,20 @@ def _axes(node: ir.Node, query: np.ndarray, kv: np.ndarray, facts: Facts) -> Ite
     bias = input_at(node, 3 if standard else _GROUPED_BIAS if grouped else 5)
     if bias is not None and _dim(bias, -_FLAT, facts) == len(query):
         yield LabelledAxis(bias, -_FLAT, query)
-    if grouped and (sink := input_at(node, _HEAD_SINK)) is not None:
-        yield LabelledAxis(sink, -1, query)
+    if grouped:
+        yield from _grouped_only(node, query, kv, facts)
     if is_op(node, _MULTI, domain=CONTRIB) and (added := input_at(node, 3)) is not None:
         yield from _labelled(added, np.concatenate([query, kv, kv]), facts)
+
+
+def _grouped_only(node: ir.Node, query: np.ndarray, kv: np.ndarray, facts: Facts) -> Iterator[LabelledAxis]:
+    """A number for each head's sink, and the scales of an int8 cache, [1, heads, 1, size] (or one for all)."""
+    if (sink := input_at(node, _HEAD_SINK)) is not None:
+        yield LabelledAxis(sink, -1, query)
+    for index in _CACHE_SCALES:
+        scales = input_at(node, index)
+        if scales is not None and _rank(scales, facts) == _HEADS:
+            yield LabelledAxis(scales, -_FLAT, kv)
 
 
 def _caches(node: ir.Node, first: int) -> Sequence[ir.Value]:

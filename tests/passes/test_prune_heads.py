@@ -3,13 +3,17 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+from attention_runs import session
 from pruning_runs import answer, groups, silenced, weight_elements, with_moments
 
 from onnxforge.models.families import FAMILIES
 from onnxforge.passes.base import PassRefused
+from onnxforge.passes.cache_range import annotate_cache
+from onnxforge.passes.constants import constant
 from onnxforge.passes.prune_groups import Unit, prune_groups
 from onnxforge.passes.prune_heads import PruneHeads
 from onnxforge.passes.prune_mlp import PruneMlp
+from onnxforge.passes.quantize_cache import QuantizeCache
 from onnxforge.passes.removed_units import removed_units, units_left
 from onnxforge.passes.unit_scores import removal
 
@@ -121,3 +125,28 @@ def test_the_record_of_what_went_adds_up(fused):
     PruneMlp(share=0.5)(with_moments(model))
     assert removed_units(model) == {"removed_heads": "2 of 20", "removed_channels": "300 of 400"}
     assert units_left(model, Unit.CHANNEL) == ((20,) * 5, (80,) * 5)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_the_scales_of_an_int8_cache_go_with_their_heads(fused, granularity):
+    model = with_moments(fused("llama"))
+    rng = np.random.default_rng(3)
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            for present in node.outputs[1:3]:
+                _, heads, _, size = present.shape
+                annotate_cache(present, rng.uniform(1, 9, (heads, size)))
+    step = QuantizeCache(granularity=granularity)
+    step.requires(model)
+    step(model)
+    attention = next(node for node in model.graph if node.op_type == "GroupQueryAttention")
+    before = [constant(attention.inputs[index]).numpy() for index in (12, 13)]
+    pruned(model, unit="group", share=0.5, score="wanda")
+    for scales, whole in zip((attention.inputs[12], attention.inputs[13]), before, strict=True):
+        left = constant(scales).numpy()
+        if granularity == "tensor":
+            assert left.tolist() == whole.tolist()
+            continue
+        assert left.shape == (1, 1, 1, whole.shape[3])
+        assert [head for head in range(2) if (whole[:, [head]] == left).all()]
+    session(model)
