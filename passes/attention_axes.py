@@ -83,7 +83,7 @@ def _axes(node: ir.Node, query: np.ndarray, kv: np.ndarray, facts: Facts) -> Ite
 
 
 def _grouped_only(node: ir.Node, query: np.ndarray, kv: np.ndarray, facts: Facts) -> Iterator[LabelledAxis]:
-    """A number for each head's sink, and the scales of an int8 cache, [1, heads, 1, size] (or one for all)."""
+    """The number of each head's sink, and an int8 cache's scales, [1, heads, 1, size] (or one for all)."""
     if (sink := input_at(node, _HEAD_SINK)) is not None:
         yield LabelledAxis(sink, -1, query)
     for index in _CACHE_SCALES:
