@@ -18,4 +18,6 @@ def layer_rank_section(measures: Sequence[Note]) -> str:
         "By influence: 1 - cosine between what enters the layer and what leaves it.\n\n"
     )
     rows = [(note.where, f"{note.value:.4g}", note.reason) for note in measures[:_SHOWN]]
-    return head + table(("", "measured", ""), rows, right=(1,))
+    more = len(measures) - _SHOWN
+    rest = f"\n{more} more are in report.json.\n" if more > 0 else ""
+    return head + table(("", "measured", ""), rows, right=(1,)) + rest

@@ -53,7 +53,7 @@ class PruneToBudget(GraphPass):
     metric: str = "latency"
     """``latency``, ``size`` (bytes of weights, embedding included) or ``flops`` (products for a token)."""
     ratio: float = 0.7
-    """Of the unpruned model's."""
+    """Of the model's as this step finds it: put it in front of other pruning."""
     units: str = "layers+heads+mlp"
     """Which may be removed."""
     refit: bool = True

@@ -95,7 +95,7 @@ def _respell(graph: ir.Graph, node: ir.Node, group: PruneGroup, left: dict[ir.Va
             sizes = list(spelled)
             sizes[axis.axis] = len(left[axis.value])
             _replace(graph, node, 1, sizes)
-    if node.op_type == "Split" and node.inputs[0] in left and _axis_is(node, group):
+    if node.op_type == "Split" and node.inputs[0] in left and _splits(node, group):
         pieces = [_extent(output, int_attribute(node, "axis", 0), left) for output in node.outputs]
         if input_at(node, 1) is not None or len(set(pieces)) > 1:
             _split_into(graph, node, pieces)
@@ -110,12 +110,10 @@ def _extent(value: ir.Value, axis: int, left: dict[ir.Value, np.ndarray]) -> int
     return len(left[value]) if value in left else static_dim(value, axis) or 0
 
 
-def _axis_is(node: ir.Node, group: PruneGroup) -> bool:
-    """Whether a Split splits the axis that shrinks."""
-    found = next(axis for axis in group.axes if axis.value is node.inputs[0])
-    axis = int_attribute(node, "axis", 0)
-    shape = found.value.shape
-    return axis == found.axis or (shape is not None and axis - len(shape) == found.axis)
+def _splits(node: ir.Node, group: PruneGroup) -> bool:
+    """Whether a Split splits the axis that shrinks: along another one its pieces have all of the labels."""
+    whole = len(group.labels_of(node.inputs[0]))
+    return any(0 < len(group.labels_of(piece)) < whole for piece in node.outputs)
 
 
 def _split_into(graph: ir.Graph, node: ir.Node, sizes: Sequence[int]) -> None:
