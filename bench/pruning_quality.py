@@ -21,24 +21,25 @@ from weight_methods import Bench, Remembered, docstrings, prepared, scored
 from onnxforge.compiler.eval_text import cut, evaluation_text
 
 SHARES = (0.05, 0.1, 0.2, 0.3)
-SCORES = ("random", "magnitude", "wanda", "first-order", "surgeon")
+BASELINES = ("random", "magnitude")
+OTHERS = ("wanda", "first-order", "surgeon")
+"""Scores that are compared at one share only, the same in every layer."""
+COMPARED = 0.2
 LAYERS = (2, 3, 6, 9)
 
 
 def steps() -> list[str]:
-    """The rows: every score with and without the refit, then what `--prune` does, then layers."""
-    rows = []
+    """The rows: what `--prune` does and the baselines, with the refit and without it; other scores; layers."""
+    forms = []
     for unit, fixed in (("mlp", "uniform=true"), ("heads", "unit=query")):
         for share in SHARES:
-            for score in SCORES:
-                measured = "measure-gradients " if score == "first-order" else ""
-                form = f"{measured}prune-{unit}{{share={share},{fixed},score={score}"
-                rows += [f"{form},refit=false}}", f"{form}}}"]
             spread = ",uniform=false" if unit == "mlp" else ""
-            form = f"measure-damage{{share={share},unit={unit}}} prune-{unit}{{share={share}{spread}"
-            rows += [f"{form},refit=false}}", f"{form}}}"]
-    rows += [f"prune-heads{{share=0.34,unit=group,score={score}}}" for score in ("random", "surgeon")]
-    return rows + [
+            forms.append(f"measure-damage{{share={share},unit={unit}}} prune-{unit}{{share={share}{spread}")
+            for score in (*BASELINES, *(OTHERS if share == COMPARED else ())):
+                measured = "measure-gradients " if score == "first-order" else ""
+                forms.append(f"{measured}prune-{unit}{{share={share},{fixed},score={score}")
+    forms += [f"prune-heads{{share=0.34,unit=group,score={score}" for score in (*BASELINES, "surgeon")]
+    return [f"{form}{end}}}" for form in forms for end in ("", ",refit=false")] + [
         f"rank-layers{{count={count},by={by}}} prune-layers{{count={count}}}"
         for count in LAYERS
         for by in ("random", "magnitude", "influence", "damage")
@@ -81,18 +82,19 @@ def main() -> int:
             points.append(_point(bench, row, str(number), reference, size, [found for found, _ in cuts]))
             print(shown(points[-1]), flush=True)
             shutil.rmtree(Path(temp) / str(number))
+            _record(asked, points, [protocol.sentence() for _, protocol in cuts])  # a run takes hours
+    return 0
+
+
+def _record(asked: argparse.Namespace, points: list[Point], protocols: list[str]) -> None:
     record(
         asked.name,
         f"Pruning {asked.model}: quality",
-        {
-            "protocols": [protocol.sentence() for _, protocol in cuts],
-            "rows": [asdict(point) for point in points],
-        },
+        {"protocols": protocols, "rows": [asdict(point) for point in points]},
         ("steps", "removed", "ppl ratio", "", "KL", "", "build"),
         [shown(point) for point in points],
-        [f"Text {number + 1}: {protocol.sentence()}." for number, (_, protocol) in enumerate(cuts)],
+        [f"Text {number + 1}: {protocol}." for number, protocol in enumerate(protocols)],
     )
-    return 0
 
 
 def _point(bench: Bench, row: str, name: str, reference: Remembered, size: int, texts: list) -> Point:
