@@ -59,6 +59,8 @@ class DistillBlocks(GraphPass):
 
     minutes: float = 10.0
     """The most that it may take, over all interruptions."""
+    train: bool = True
+    """False: the last matrix of each layer is solved for, and nothing else learns; no clock decides."""
     samples: int = 128
     """Windows of a decoder. Shorter samples (sentences, records) are as many as give as many tokens."""
     tokens: int = 128
@@ -150,7 +152,8 @@ class _Course:
         """The trained weights, and the distance of the answers on held-out text before and after."""
         trained: dict[ir.Value, np.ndarray] = {}
         clock = Clock(60 * self._step.minutes)
-        self._take(self._text.at_most(self._affordable(pairs, clock)))
+        if self._step.train:
+            self._take(self._text.at_most(self._affordable(pairs, clock)))
         for index, pair in enumerate(pairs):
             say(
                 f"layer {index + 1} of {len(pairs)}, {clock.elapsed() / 60:.1f} of {self._step.minutes:g} min"
@@ -180,12 +183,10 @@ class _Course:
         return int(_MOVING * clock.seconds / max(each, 1e-9))
 
     def _sums(self, pair: LayerPair) -> list[ir.Value]:
-        """The teacher's sum behind its last matrix, where it is found."""
-        product = last_product(pair.end[0])
-        name = product.total.name if product is not None else None
-        made = (value for node in self._teacher.graph for value in node.outputs)
+        """The teacher's sum behind its last matrix, where both have one."""
+        products = [last_product(end) for end in pair.end]
         self._teacher.also = {}
-        return [value for value in made if name is not None and value.name == name]
+        return [] if None in products else [product.total for product in products[1:] if product is not None]
 
     def _layer(self, index: int, pair: LayerPair, clock: Clock, layers: int) -> dict[ir.Value, np.ndarray]:
         """Learn one layer, or take it from the cache, and let the student's stream go through it."""
@@ -211,7 +212,7 @@ class _Course:
         """Train for an even share of what is left, once the streams' own way through the layers is paid."""
         begun = clock.elapsed()
         moving = (begun - self._training) / (index + _HALF_WAY)
-        left = clock.left() / (layers - index) - moving
+        left = clock.left() / (layers - index) - moving if self._step.train else 0.0
         part, outcome = learn_layer(
             pair,
             self._student,

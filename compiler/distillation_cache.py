@@ -1,10 +1,10 @@
 """What a distillation has learned so far, kept on disk, so that an interrupted compile goes on.
 
 ``$XDG_CACHE_HOME/onnxforge/distillation/<key>/`` (``~/.cache`` where that is not set) holds one file for each
-finished part. The key is a digest of all that the result hangs on: the student's graph and weights, the
-teacher's graph and its source, the step's options and the token ids. A file is written beside its place and
-moved there whole. One that cannot be read counts as absent. What nobody has asked for in a week is removed
-when the next distillation starts, and of the rest all but the last four.
+finished part. The key is a digest of all that the result hangs on: the method, the student's graph and
+weights, the teacher's graph and its source, the step's options and the token ids. A file is written beside
+its place and moved there whole. One that cannot be read counts as absent. What nobody has asked for in a
+week is removed when the next distillation starts, and of the rest all but the last four.
 """
 
 import hashlib
@@ -26,6 +26,8 @@ from onnxforge.passes import notes
 
 WHAT = "distillation checkpoint"
 _DAYS, _KEPT = 7, 4
+_METHOD = "2"
+"""Counted up when the same step on the same model learns something else."""
 _FACTS = "facts"
 
 
@@ -80,7 +82,7 @@ class DistillationCache:
 
 def distillation_cache(student: ir.Model, teacher: ir.Model, step: str, text: str) -> DistillationCache:
     """The cache for this student, teacher, text of the step and digest of the token ids; old ones go."""
-    digest = hashlib.sha256("\n".join((step, text)).encode())
+    digest = hashlib.sha256("\n".join((_METHOD, step, text)).encode())
     data = data_of(student)
     for name, found in sorted(data.source.digests.items()) if data is not None else ():
         digest.update(f"{name} {found}\n".encode())

@@ -35,6 +35,9 @@ class LayerPair:
 def layer_pairs(student: ir.Graph, teacher: ir.Graph) -> tuple[LayerPair, ...]:
     """The layers of ``student`` in order. One whose end the teacher lacks goes together with the next.
 
+    Where layers are gone behind one that stays, its counterpart ends behind them: it learns to do their work
+    too. So a cut is mended on both sides (before it as Shopkhoev et al. 2025, ReplaceMe, 2505.02819).
+
     Raises:
         PassRefused: the student falls into no layers, or none ends in a value that the teacher has.
     """
@@ -45,21 +48,39 @@ def layer_pairs(student: ir.Graph, teacher: ir.Graph) -> tuple[LayerPair, ...]:
             f"No layer by layer distillation: {problem}. `distill-logits` takes the model as a whole."
         ) from problem
     theirs = {value.name: value for node in teacher for value in node.outputs}
-    pairs: list[LayerPair] = []
+    stretches: list[tuple[ir.Value, ir.Value, tuple[ir.Node, ...]]] = []
     nodes: list[ir.Node] = []
     for layer in layers:
         nodes += layer.whole.nodes
         end = layer.whole.end
         if end.name in theirs:
-            start = pairs[-1].end if pairs else None
-            pairs.append(LayerPair(start, (end, theirs[end.name]), tuple(nodes)))
+            stretches.append((end, theirs[end.name], tuple(nodes)))
             nodes = []
-    if not pairs:
+    if not stretches:
         raise PassRefused(
             f"No layer by layer distillation: the unpruned model has no value {layers[-1].whole.end.name!r}, "
             "in which the last layer ends, nor the ends of the others. Its names were changed since."
         )
+    behind = _behind_gaps([end for _, end, _ in stretches], teacher)
+    pairs: list[LayerPair] = []
+    for (end, _, inside), counterpart in zip(stretches, behind, strict=True):
+        pairs.append(LayerPair(pairs[-1].end if pairs else None, (end, counterpart), inside))
     return tuple(pairs)
+
+
+def _behind_gaps(ends: Sequence[ir.Value], teacher: ir.Graph) -> list[ir.Value]:
+    """For each of the teacher's ``ends`` the stream that the next begins with; for the last, the very end."""
+    try:
+        every = [layer.whole.end for layer in find_layers(teacher)]
+    except LayersNotFound:
+        return list(ends)
+    places = {value: place for place, value in enumerate(every)}
+    known = [places.get(end) for end in ends]
+    following = [*known[1:], len(every)]
+    return [
+        end if here is None or after is None else every[after - 1]
+        for end, here, after in zip(ends, known, following, strict=True)
+    ]
 
 
 class Side:

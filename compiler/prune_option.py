@@ -30,17 +30,22 @@ class _Unit:
     counted: bool = False
     """Whole numbers are allowed too, and are a count."""
     refits: bool = True
+    """Its pass has an option ``refit``."""
+    behind: str = ""
+    """The step that refits in its place, once, behind all that is pruned."""
 
 
+_BEHIND = "distill-blocks{train=false}"
 _USED = "used"
 """``vocabulary=used``: the tokens that the calibration data uses are all that stay."""
 _UNITS: Mapping[str, _Unit] = {
     "vocabulary": _Unit("count-tokens prune-vocabulary{{share={}}}", refits=False),
-    "layers": _Unit("rank-layers{{count={0}}} prune-layers{{count={0}}}", counted=True, refits=False),
+    "layers": _Unit("rank-layers{{count={0}}} prune-layers{{count={0}}}", True, False, _BEHIND),
     "attentions": _Unit(
         "rank-layers{{count={0},unit=attention}} prune-layers{{count={0},unit=attention}}",
         counted=True,
         refits=False,
+        behind=_BEHIND,
     ),
     "kv-heads": _Unit("correlate-inputs prune-heads{{share={0},unit=group{refit}}}"),
     "heads": _Unit("correlate-inputs measure-damage{{share={0},unit=heads}} prune-heads{{share={0}{refit}}}"),
@@ -81,6 +86,7 @@ def with_pruning(target: Target, text: str, recover: str | None = None) -> Targe
     steps = [
         step for name in (*_UNITS, *_METRICS) if name in asked for step in _steps(name, asked[name], kind)
     ]
+    steps += _refit_behind(asked, kind)
     steps += _recovery(kind, minutes)
     ahead = ahead_of_pruning(target)
     passes = (*ahead, *_compared(steps, _CHANGES), *_compared(target.passes[len(ahead) :], _ROUNDS))
@@ -162,6 +168,12 @@ def _recovery(kind: str, minutes: str) -> list[str]:
     if not 0 < length < float("inf"):
         raise RequestRefused(f"--recover {kind}={minutes}: write the minutes, as in {kind}={_MINUTES}.")
     return [_RECOVERY[kind].format(f"{length:g}")]
+
+
+def _refit_behind(asked: Iterable[str], kind: str) -> list[str]:
+    """What refits behind pieces that leave nothing to fit in their place; `distill` does so by itself."""
+    named = {_UNITS[name].behind for name in asked if name in _UNITS} - {""}
+    return sorted(named) if kind not in ("none", "distill") else []
 
 
 def _budget(lines: tuple[BudgetLine, ...]) -> tuple[BudgetLine, ...]:

@@ -23,6 +23,7 @@ from onnxforge.compiler.trainable_weights import trainable_weights
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
 from onnxforge.passes.input_gradients import InputGradients, gradients_of, leave_gradients
+from onnxforge.passes.layers import find_layers
 from onnxforge.passes.prune_heads import PruneHeads
 from onnxforge.passes.prune_layers import PruneLayers
 from onnxforge.passes.prune_mlp import PruneMlp
@@ -68,7 +69,12 @@ def test_a_model_without_two_layers_learns_the_stream_behind_them(tiny_export):
     model = fused(tiny_export("llama"))
     PruneLayers(layers="1+2")(model)
     before = loss(model, "logits")
-    assert len(layer_pairs(model.graph, unpruned(model).graph)) == 3
+    pairs = layer_pairs(model.graph, unpruned(model).graph)
+    whole = [layer.whole.end for layer in find_layers(unpruned(model).graph)]
+    assert [pair.end[1] for pair in pairs] == [whole[2], whole[3], whole[4]], (
+        "the first does three layers' work"
+    )
+    assert pairs[1].start == pairs[0].end
     assert QUICK(model).modified
     assert loss(model, "logits") < before
 
@@ -198,3 +204,20 @@ def test_refusals(tiny_export):
             value.name = f"other.{value.name}"
     with pytest.raises(Exception, match="no value '/model/layers"):
         QUICK(model)
+
+
+def test_the_last_matrices_alone_are_solved_for(tiny_export, monkeypatch, tmp_path):
+    """As the refit behind removed layers: no training, so equal models give equal bytes without a cache."""
+    made = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        model = fused(tiny_export("llama"))
+        PruneLayers(layers="2")(model)
+        before, weights = loss(model, "logits"), bytes_of(model)
+        assert DistillBlocks(train=False)(model).modified
+        assert loss(model, "logits") < before
+        changed = {key for key, data in bytes_of(model).items() if data != weights[key]}
+        assert changed
+        assert all("down_proj" in key for key in changed)
+        made.append(bytes_of(model))
+    assert made[0] == made[1]

@@ -48,6 +48,7 @@ def test_large_pieces_go_first_whatever_the_order():
         "correlate-inputs",
         "measure-damage{share=0.2}",
         "prune-mlp{share=0.2,uniform=false}",
+        "distill-blocks{train=false}",
     ]
 
 
@@ -67,10 +68,11 @@ def test_budgets_and_vocabularies(text, steps):
 
 def test_attentions_alone_and_shares_of_layers():
     steps = inserted(ROWS["cpu-fp32"], "attentions=3, layers=0.1, kv-heads=0.34")
-    assert steps[1::2] == [
+    assert [step for step in steps if step.startswith(("prune-", "distill-"))] == [
         "prune-layers{count=0.1}",
         "prune-layers{count=3,unit=attention}",
         "prune-heads{share=0.34,unit=group}",
+        "distill-blocks{train=false}",
     ]
 
 
@@ -86,6 +88,19 @@ def test_attentions_alone_and_shares_of_layers():
 )
 def test_recovery(recover, last):
     assert inserted(ROWS["cpu-int4"], "mlp=0.2", recover)[-1] == last
+
+
+@pytest.mark.parametrize(
+    ("recover", "steps"),
+    [
+        ("none", []),
+        ("refit", ["distill-blocks{train=false}"]),
+        ("distill=3", ["distill-blocks{minutes=3}"]),
+        ("distill-logits=3", ["distill-blocks{train=false}", "distill-logits{minutes=3}"]),
+    ],
+)
+def test_layers_are_refitted_by_the_stream(recover, steps):
+    assert inserted(ROWS["cpu-fp32"], "layers=4", recover)[2:] == steps
 
 
 def test_promises_of_equality_give_way_and_others_widen():
