@@ -171,9 +171,9 @@ def _recovery(kind: str, minutes: str) -> list[str]:
 
 
 def _refit_behind(asked: Iterable[str], kind: str) -> list[str]:
-    """What refits behind pieces that leave nothing to fit in their place; `distill` does so by itself."""
+    """What refits behind pieces that leave nothing to fit in their place."""
     named = {_UNITS[name].behind for name in asked if name in _UNITS} - {""}
-    return sorted(named) if kind not in ("none", "distill") else []
+    return sorted(named) if kind != "none" else []
 
 
 def _budget(lines: tuple[BudgetLine, ...]) -> tuple[BudgetLine, ...]:

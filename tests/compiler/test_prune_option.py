@@ -95,7 +95,7 @@ def test_recovery(recover, last):
     [
         ("none", []),
         ("refit", ["distill-blocks{train=false}"]),
-        ("distill=3", ["distill-blocks{minutes=3}"]),
+        ("distill=3", ["distill-blocks{train=false}", "distill-blocks{minutes=3}"]),
         ("distill-logits=3", ["distill-blocks{train=false}", "distill-logits{minutes=3}"]),
     ],
 )
