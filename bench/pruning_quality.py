@@ -29,7 +29,7 @@ LAYERS = (2, 3, 6, 9)
 
 
 def steps() -> list[str]:
-    """The rows: what `--prune` does and the baselines, with the refit and without it; other scores; layers."""
+    """The rows: what `--prune` does and baselines, with the refit and without it; other scores; layers."""
     forms = []
     for unit, fixed in (("mlp", "uniform=true"), ("heads", "unit=query")):
         for share in SHARES:
