@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.observe import Ledger
-from onnxforge.compiler.progress import describe
+from onnxforge.compiler.pruning_section import pruning_steps
 from onnxforge.compiler.speculation_types import SpeculationReport
 from onnxforge.passes.notes import Note
 from onnxforge.passes.skip_layers import CHOSEN
@@ -20,7 +20,8 @@ def layer_skip_section(measures: Sequence[Note], found: SpeculationReport | None
 
 def draft_model_section(ledger: Ledger, found: SpeculationReport | None) -> str:
     """Markdown; empty where no draft model comes with the artifact."""
-    return _section("Draft model", _measured(found, DRAFT_MODEL), _steps(ledger.draft))
+    steps = pruning_steps(ledger.draft) if ledger.draft is not None else ""
+    return _section("Draft model", _measured(found, DRAFT_MODEL), steps)
 
 
 def _section(title: str, *parts: str) -> str:
@@ -44,13 +45,6 @@ def _measured(found: SpeculationReport | None, drafter: str) -> str:
     ]
     header = ("sample prompt", "", "drafted", "accepted", "", "of one-row decoding")
     return f"{report.reason[:1].upper()}{report.reason[1:]}.\n\n" + table(header, rows, right=(2, 3, 4, 5))
-
-
-def _steps(ledger: Ledger | None) -> str:
-    if ledger is None:
-        return ""
-    rows = [(f"`{record.text}`", f"{record.seconds:.1f} s", describe(record)) for record in ledger.records]
-    return "How it was made:\n\n" + table(("step", "", ""), rows, right=(1,))
 
 
 def _sets(measures: Sequence[Note]) -> str:

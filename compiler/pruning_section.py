@@ -9,11 +9,17 @@ from onnxforge.compiler.observe import PRUNES, Ledger
 
 def pruning_section(ledger: Ledger) -> str:
     """Markdown; empty where nothing was compared with an unpruned model."""
+    steps = pruning_steps(ledger)
+    return f"## Pruning, step by step\n\n{steps}" if steps else ""
+
+
+def pruning_steps(ledger: Ledger) -> str:
+    """The same without a heading."""
     rows = list(_rows(ledger))
     if not rows:
         return ""
     head = (
-        "## Pruning, step by step\n\nDistance of the answers from the unpruned model's on calibration text "
+        "Distance of the answers from the unpruned model's on calibration text "
         "(KL of the next token in nats; for embeddings 1 - cosine), size of the weights, and the time of a "
         "step of one token in ONNX Runtime on this CPU (for embeddings 8 texts), as they were behind each "
         "step.\n\n"
