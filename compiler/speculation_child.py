@@ -84,8 +84,8 @@ def measure(folder: Path, threads: int, asked: int | None) -> SpeculationReport:
     drafts: list[DraftReport] = []
     best = runs
     for drafter in brought if runs else ():
-        took = _drafted_by(drafter, folder, threads, costs, length)
-        is_equal = drafter != LAYER_SKIP or np.array_equal(_skipping_logits(folder, threads, text), said)
+        took, logits = _drafted_by(drafter, folder, threads, text, costs, length)
+        is_equal = np.array_equal(logits, said)
         chosen, why = prefers(drafter, is_equal, took, best, enabled)
         drafts.append(DraftReport(drafter, took, is_equal, chosen, why))
         enabled, reason = (True, why) if chosen else (enabled, f"{reason}; {why}")
@@ -116,22 +116,16 @@ def _brought(known: Speculation | None) -> tuple[DrafterName, ...]:
 
 
 def _drafted_by(
-    drafter: DrafterName, folder: Path, threads: int, costs: Sequence[StepCosts], length: int
-) -> tuple[SampleRun, ...]:
-    """The same prompts, with drafts by what the artifact brings."""
+    drafter: DrafterName, folder: Path, threads: int, text: Int64s, costs: Sequence[StepCosts], length: int
+) -> tuple[tuple[SampleRun, ...], Floats]:
+    """The same prompts, with drafts by what the artifact brings; and :func:`_logits` of the graph that
+    verifies them."""
     with load(folder, threads=threads, verify="off", draft=drafter) as model:
         assert isinstance(model, Decoder)
         _go_by(model, costs)
         samples = _fitting(model)
         _round(model, samples, length)
-        return _timed(model, samples, length, length)
-
-
-def _skipping_logits(folder: Path, threads: int, text: Int64s) -> Floats:
-    """:func:`_logits` of the graph that can leave layers out, which leaves none out."""
-    with load(folder, threads=threads, verify="off", draft=LAYER_SKIP) as model:
-        assert isinstance(model, Decoder)
-        return _logits(model, text)
+        return _timed(model, samples, length, length), _logits(model, text)
 
 
 def _logits(model: Decoder, text: Int64s) -> Floats:

@@ -81,8 +81,8 @@ def prefers(
     name = _CALLED[drafter]
     if not is_equal:
         return False, (
-            f"{name} is not the default: the graph that can leave layers out rounds otherwise than the "
-            "plain one, so that its text may be another"
+            f"{name} is not the default: the graph that verifies its drafts rounds otherwise than the plain "
+            "one, so that its text may be another"
         )
     speeds = [(measured_speed(found, side), measured_speed(before, side)) for side in (True, False)]
     (grounded, grounded_before), (plain, plain_before) = speeds
