@@ -17,7 +17,7 @@ from onnxforge.compiler.calibration_use import use_summary
 from onnxforge.compiler.draft_model import DRAFT_FOLDER, draft_target
 from onnxforge.compiler.errors import BudgetMissed
 from onnxforge.compiler.failpoints import failpoint
-from onnxforge.compiler.manifest import file_records, with_new_files
+from onnxforge.compiler.manifest import with_new_files
 from onnxforge.compiler.observe import Ledger, graph_stats
 from onnxforge.compiler.progress import Progress, Silent, Within
 from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
@@ -182,13 +182,13 @@ def _proven(
 
 def _seal(folder: Path, built: Built, request: CompileRequest, proof: Proof) -> Manifest:
     """Add the recipe and the numbers, and write the manifest that is published: the last file of all."""
-    manifest, calibrated = built.manifest, use_summary(uses_of(built.model))
-    recipe = Recipe(request.model, request.target, manifest.task, request.revision)
+    calibrated = use_summary(uses_of(built.model))
+    recipe = Recipe(request.model, request.target, built.manifest.task, request.revision)
     (folder / "report").mkdir(exist_ok=True)
     (folder / "report" / "recipe.json").write_text(to_json(recipe) + "\n", encoding="utf-8")
+    manifest = with_new_files(folder, built.manifest)
     sealed = replace(
         manifest,
-        files=file_records(folder, manifest.files),
         summary={**manifest.summary, **calibrated, **proof.summary, "proof": request.proof},
         speculation=proof.speculation or unmeasured(request.target),
     )

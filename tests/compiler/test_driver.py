@@ -21,6 +21,7 @@ from onnxforge.compiler.errors import (
     RequestRefused,
     SelfCheckFailed,
 )
+from onnxforge.compiler.manifest import content_digest
 from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
 from onnxforge.compiler.request import CompileRequest
 from onnxforge.compiler.targets import Bound, BudgetLine, Expectation, Target
@@ -52,6 +53,9 @@ def test_the_folder_and_its_manifest(tmp_path: Path, parts: Parts, request_for: 
     assert manifest.summary["perplexity_ratio"] == 1.0
     assert manifest.summary["proof"] is True
     assert manifest.summary["content_digest"] == result.content_digest
+    assert result.content_digest == content_digest(manifest.files)
+    built = [record for record in manifest.files if not record.path.startswith("report/")]
+    assert result.content_digest == content_digest(built), "what was measured is no part of it"
     assert result.size == sum(record.size for record in manifest.files)
 
 
