@@ -26,26 +26,22 @@ class _Unit:
     """What ``--prune NAME=VALUE`` inserts."""
 
     steps: str
-    """``{}`` stands for the value."""
-    counted: bool = False
-    """Whole numbers are allowed too, and are a count."""
-    refits: bool = True
-    """Its pass has an option ``refit``."""
-    behind: str = ""
-    """The step that refits in its place, once, behind all that is pruned."""
+    """``{0}`` stands for the value, ``{refit}``, where its pass has that option, for ``,refit=false``."""
+    whole_pieces: bool = False
+    """Whole numbers are allowed too, and count them. They leave no matrix to fit in their place, so
+    ``_REFIT_BEHIND`` does it."""
 
 
-_BEHIND = "distill-blocks{train=false}"
+_REFIT_BEHIND = "distill-blocks{train=false}"
+"""Once, behind all that is pruned."""
 _USED = "used"
 """``vocabulary=used``: the tokens that the calibration data uses are all that stay."""
 _UNITS: Mapping[str, _Unit] = {
-    "vocabulary": _Unit("count-tokens prune-vocabulary{{share={}}}", refits=False),
-    "layers": _Unit("rank-layers{{count={0}}} prune-layers{{count={0}}}", True, False, _BEHIND),
+    "vocabulary": _Unit("count-tokens prune-vocabulary{{share={0}}}"),
+    "layers": _Unit("rank-layers{{count={0}}} prune-layers{{count={0}}}", whole_pieces=True),
     "attentions": _Unit(
         "rank-layers{{count={0},unit=attention}} prune-layers{{count={0},unit=attention}}",
-        counted=True,
-        refits=False,
-        behind=_BEHIND,
+        whole_pieces=True,
     ),
     "kv-heads": _Unit("correlate-inputs prune-heads{{share={0},unit=group{refit}}}"),
     "heads": _Unit("correlate-inputs measure-damage{{share={0},unit=heads}} prune-heads{{share={0}{refit}}}"),
@@ -128,7 +124,7 @@ def _parsed(text: str) -> Mapping[str, str]:
 def _checked(name: str, value: str) -> str:
     if name == "vocabulary" and value == _USED:
         return value
-    counted = name in _UNITS and _UNITS[name].counted
+    counted = name in _UNITS and _UNITS[name].whole_pieces
     try:
         number = float(value)
     except ValueError:
@@ -141,14 +137,12 @@ def _checked(name: str, value: str) -> str:
 
 
 def _steps(name: str, value: str, recovery: str) -> Iterable[str]:
+    fit = ",refit=false" if recovery == "none" else ""
     if name in _METRICS:
-        fit = ",refit=false" if recovery == "none" else ""
         return [f"prune-to-budget{{metric={name},ratio={value}{fit}}}"]
     if value == _USED:
         return ["count-tokens", "prune-vocabulary"]
-    unit = _UNITS[name]
-    plain = recovery == "none" and unit.refits
-    return unit.steps.format(value, refit=",refit=false" if plain else "").split()
+    return _UNITS[name].steps.format(value, refit=fit).split()
 
 
 def _recovery(kind: str, minutes: str) -> list[str]:
@@ -171,9 +165,8 @@ def _recovery(kind: str, minutes: str) -> list[str]:
 
 
 def _refit_behind(asked: Iterable[str], kind: str) -> list[str]:
-    """What refits behind pieces that leave nothing to fit in their place."""
-    named = {_UNITS[name].behind for name in asked if name in _UNITS} - {""}
-    return sorted(named) if kind != "none" else []
+    pieces = any(name in _UNITS and _UNITS[name].whole_pieces for name in asked)
+    return [_REFIT_BEHIND] if pieces and kind != "none" else []
 
 
 def _budget(lines: tuple[BudgetLine, ...]) -> tuple[BudgetLine, ...]:
