@@ -39,16 +39,19 @@ _WRITTEN = {
     "cudaEventCreate": "(void **p) { *p = (void *)16; return 0; }",
     "cudaEventCreateWithFlags": "(void **p, unsigned f) { *p = (void *)16; return 0; }",
     "cudaEventElapsedTime": "(float *t, void *a, void *b) { *t = 1; return 0; }",
+    "cudaStreamEndCapture": "(void *q, void **g) { *g = (void *)16; return 0; }",
+    "cudaGraphInstantiate": "(void **e, void *g, unsigned long long f) { *e = (void *)16; return 0; }",
     "cudaStreamIsCapturing": "(void *q, int *s) { *s = 0; return 0; }",
     "cublasCreate_v2": "(void **p) { *p = (void *)16; return 0; }",
     "cublasLtCreate": "(void **p) { *p = (void *)16; return 0; }",
     # Attributes 75 and 76 are the compute capability, 16 the multiprocessors, 8, 81 and 97 shared memory.
     "cudaDeviceGetAttribute": "(int *v, int a, int d) { *v = a == 75 ? 9 : a == 76 ? 0 : a == 16 ? 132 : "
     "a == 8 || a == 81 || a == 97 ? 232448 : a == 10 ? 32 : a == 1 ? 1024 : 65536; return 0; }",
-    # cudaDeviceProp of CUDA 13: memory, shared memory, registers, warp, threads, capability, processors.
+    # cudaDeviceProp of CUDA 13: memory, shared memory, registers, warp, threads, grid, capability, cores.
     "cudaGetDeviceProperties": '(char *p, int d) { memset(p, 0, 1000); strcpy(p, "no GPU"); '
     "*(size_t *)(p + 288) = (size_t)1 << 36; *(size_t *)(p + 296) = 49152; *(int *)(p + 304) = 65536; "
-    "*(int *)(p + 308) = 32; *(int *)(p + 320) = 1024; *(int *)(p + 360) = 9; *(int *)(p + 384) = 132; "
+    "*(int *)(p + 308) = 32; *(int *)(p + 320) = 1024; *(int *)(p + 336) = 2147483647; "
+    "*(int *)(p + 340) = *(int *)(p + 344) = 65535; *(int *)(p + 360) = 9; *(int *)(p + 384) = 132; "
     "return 0; }",
 }
 _POINTERS = {

@@ -39,7 +39,7 @@ class SkippingSession:
                 (self._binding.bind_input, tensor.past),
                 (self._binding.bind_output, tensor.present),
             ):
-                bind(name, "cpu", 0, tensor.dtype.type, array.shape, array.ctypes.data)
+                bind(name, "cpu", 0, tensor.element.bound, array.shape, array.ctypes.data)
         self.choices: np.ndarray = self._run(0, ids, self._all_on)
         """int64 [S]: the whole model's likeliest token behind each place."""
 

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import onnxruntime
 
 from onnxforge.runtimes.decoder_graph import LOGITS_TO_KEEP, SKIP_LAYERS, DecoderGraph
+from onnxforge.runtimes.elements import Floats as Floats
 
 Int64s = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 _MOST_SPARE = 32
 """Logits memory is kept for smaller steps up to this ratio; a prompt's gives way to that of its answer."""
@@ -29,11 +29,10 @@ class StepBinding:
         self._run_options = run_options
         self._tokens = np.empty((0, 0), np.int64)
         self._positions = np.empty((0, 0), np.int64)
-        self._logits = np.empty((0, 0, 0), graph.logits_dtype)
+        self._logits = np.empty((0, 0, 0), graph.logits.storage)
         self._memory = self._logits.reshape(-1)
         self._optional: dict[str, int] = {}
         self._mask: Int64s | None = None
-        self._on_host = graph.device == "cpu"
 
     def run(
         self, tokens: Int64s, mask: Int64s, positions: Int64s | None, keep: int, skip_layers: bool = False
@@ -44,7 +43,7 @@ class StepBinding:
         tokens, [rows, keep, vocabulary]. The next run writes over them.
         """
         graph, count = self._graph, tokens.shape[1]
-        if tokens.shape == self._tokens.shape and self._on_host:
+        if tokens.shape == self._tokens.shape and graph.on_host:
             self._tokens[...] = tokens
             if positions is not None:
                 self._positions[...] = positions
@@ -61,9 +60,9 @@ class StepBinding:
         if graph.skips_layers:
             self._bind_optional(SKIP_LAYERS, int(skip_layers), (1,))
         self._bind_logits((tokens.shape[0], keep if graph.keeps_logits else count, graph.vocabulary))
-        graph.session.run_with_iobinding(self.io, self._run_options)
-        logits = self._logits[:, -keep:]
-        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+        with graph.turn:
+            graph.session.run_with_iobinding(self.io, self._run_options)
+        return graph.logits.to_float32(self._logits[:, -keep:])
 
     def _bind(self, name: str, array: Int64s) -> None:
         if name in self._graph.inputs:
@@ -82,6 +81,7 @@ class StepBinding:
             return
         size = math.prod(shape)
         if not size <= len(self._memory) <= _MOST_SPARE * size:
-            self._memory = np.empty(size, self._graph.logits_dtype)
+            self._memory = np.empty(size, self._graph.logits.storage)
         self._logits = self._memory[:size].reshape(shape)
-        self.io.bind_output("logits", "cpu", 0, self._logits.dtype.type, shape, self._logits.ctypes.data)
+        kind = self._graph.logits.bound
+        self.io.bind_output("logits", "cpu", 0, kind, shape, self._logits.ctypes.data)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from onnxforge.runtimes.artifact import DECODER_TASK, read_manifest
+from onnxforge.runtimes.artifact import DECODER_TASK, Manifest, read_manifest
+from onnxforge.runtimes.captured_steps import CapturedSteps
 from onnxforge.runtimes.chat_template import read_chat_template
 from onnxforge.runtimes.decoder import Decoder
 from onnxforge.runtimes.decoder_graph import SKIP_LAYERS, read_graph
@@ -12,7 +13,14 @@ from onnxforge.runtimes.encoder import Encoder
 from onnxforge.runtimes.encoder_settings import read_encoder_settings
 from onnxforge.runtimes.errors import ArtifactError, RequestError
 from onnxforge.runtimes.generation_options import options_from_config
-from onnxforge.runtimes.session import device_of, open_session, options_for, provider_name
+from onnxforge.runtimes.session import (
+    CUDA,
+    CUDA_GRAPH,
+    device_of,
+    open_session,
+    options_for,
+    provider_name,
+)
 from onnxforge.runtimes.speculation import DRAFT_MODEL, LAYER_SKIP, Speculation
 from onnxforge.runtimes.strict_json import read_optional_json
 from onnxforge.runtimes.text_tokenizer import TextTokenizer
@@ -29,6 +37,7 @@ def load(
     threads: int | None = None,
     verify: Verify = "cached",
     draft: str | Path | None = None,
+    cuda_graph: bool | None = None,
 ) -> Model:
     """Load an artifact folder that compile wrote.
 
@@ -39,6 +48,9 @@ def load(
     (speculative decoding) that does not say otherwise; or ``layer-skip``: the model drafts for itself,
     without the layers that it was compiled to leave out; or ``draft-model``: the smaller one that it was
     compiled with. By default what the artifact says.
+    `cuda_graph` has a GPU record a decoder's steps and replay them, which saves most of the CPU's work for
+    each token; runs of the session then take turns, and memory of ended requests is kept for next ones. By
+    default what the artifact says.
     Raises ArtifactError when the folder is not the artifact that was written, RequestError when this machine
     cannot run it as asked.
     """
@@ -53,7 +65,8 @@ def load(
     name = provider_name(provider or manifest.provider)
     own = _own_draft(folder, manifest.speculation, draft)
     file = folder / (own.graph or manifest.graph)
-    session = open_session(file, name, manifest.session, threads, options_for(name, manifest))
+    options = _provider_options(folder, manifest, name, own, cuda_graph)
+    session = open_session(file, name, manifest.session, threads, options)
     config = read_optional_json(folder / "config.json")
     if manifest.task != DECODER_TASK:
         settings = read_encoder_settings(folder, manifest, config)
@@ -61,22 +74,19 @@ def load(
         return Encoder(folder, manifest, session, tokenizer, settings)
     tokenizer = TextTokenizer(folder)
     size = config.get("vocab_size")
-    graph = read_graph(
-        session,
-        device_of(name),
-        manifest.context_length,
-        manifest.shared_cache,
-        size if isinstance(size, int) else tokenizer.size,
-    )
+    vocabulary = size if isinstance(size, int) else tokenizer.size
+    steps = CapturedSteps() if CUDA_GRAPH in options else None
+    context, shared = manifest.context_length, manifest.shared_cache
+    graph = read_graph(session, device_of(name), context, shared, vocabulary, steps)
     if own.graph is not None and not graph.skips_layers:
         raise ArtifactError(f"{file}: no input {SKIP_LAYERS}, so it leaves no layer out. Compile again.")
     defaults = options_from_config(read_optional_json(folder / "generation_config.json"), config)
     template = read_chat_template(folder, tokenizer.special_tokens)
     assistant = None
     if own.model is not None:  # its files are files of this artifact, and were verified as such
-        assistant = _load_draft(folder / own.model, provider, threads, "off")
+        assistant = _load_draft(folder / own.model, provider, threads, "off", cuda_graph)
     elif draft is not None and own.graph is None:
-        assistant = _load_draft(Path(draft), provider, threads, verify)
+        assistant = _load_draft(Path(draft), provider, threads, verify, cuda_graph)
     return Decoder(folder, manifest, graph, tokenizer, template, defaults, assistant)
 
 
@@ -111,8 +121,34 @@ def _lacking(folder: Path, what: str, option: str, word: str) -> RequestError:
     )
 
 
-def _load_draft(folder: Path, provider: str | None, threads: int | None, verify: Verify) -> Decoder:
-    found = load(folder, provider=provider, threads=threads, verify=verify)
+def _provider_options(
+    folder: Path, manifest: Manifest, provider: str, own: _OwnDraft, cuda_graph: bool | None
+) -> dict[str, str]:
+    """The options that `provider` gets; CUDA graphs are among them only if steps are to be recorded."""
+    options = dict(options_for(provider, manifest))
+    usual = options.pop(CUDA_GRAPH, "0") == "1"
+    hindrance = _hindrance(manifest, provider, own)
+    if cuda_graph and hindrance is not None:
+        raise RequestError(f"{folder}: cuda_graph=True is not possible: {hindrance}.")
+    wanted = usual if cuda_graph is None else cuda_graph
+    return {**options, CUDA_GRAPH: "1"} if wanted and hindrance is None else options
+
+
+def _hindrance(manifest: Manifest, provider: str, own: _OwnDraft) -> str | None:
+    """Why steps cannot be recorded as CUDA graphs, or nothing."""
+    reasons = (
+        (provider != CUDA, f"it runs on {provider}"),
+        (manifest.task != DECODER_TASK, "it is an encoder, and each batch has another size"),
+        (not manifest.shared_cache, "its cache grows at every step, and what is recorded has one size"),
+        (own.graph is not None, "the graph that leaves layers out has branches, and a recording has none"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
+
+
+def _load_draft(
+    folder: Path, provider: str | None, threads: int | None, verify: Verify, cuda_graph: bool | None
+) -> Decoder:
+    found = load(folder, provider=provider, threads=threads, verify=verify, cuda_graph=cuda_graph)
     if not isinstance(found, Decoder):
         raise RequestError(f"{folder} is an encoder ({found.manifest.task}) and cannot draft tokens.")
     return found

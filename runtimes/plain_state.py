@@ -21,12 +21,7 @@ class PlainState:
         self._graph = graph
         self._binding = StepBinding(graph, run_options)
         self._mask = np.zeros((rows, 0), np.int64)
-        self._past: list[onnxruntime.OrtValue] = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.zeros((rows, tensor.heads, 0, tensor.head_dim), tensor.dtype), graph.device, 0
-            )
-            for tensor in graph.cache
-        ]
+        self._past = self._room(0)
 
     @property
     def rows(self) -> int:
@@ -86,15 +81,24 @@ class PlainState:
         positions = None
         if self._graph.takes_positions:
             positions = np.maximum(mask.cumsum(axis=1)[:, -tokens.shape[1] :] - 1, 0)
-        io = self._binding.io
-        for tensor, past in zip(self._graph.cache, self._past, strict=True):
-            io.bind_ortvalue_input(tensor.past, past)
-            io.bind_output(tensor.present, self._graph.device)
+        io, device, before = self._binding.io, self._graph.device, self._mask.shape[1]
+        present = self._room(mask.shape[1])
+        for tensor, old, new in zip(self._graph.cache, self._past, present, strict=True):
+            kind = tensor.element.bound
+            io.bind_input(tensor.past, device, 0, kind, tensor.shape(self.rows, before), old.data_ptr())
+            io.bind_output(tensor.present, device, 0, kind, new.shape(), new.data_ptr())
         logits = self._binding.run(tokens, mask, positions, keep)
-        # outputs come in the order they were first bound: the cache, then the logits
-        self._past = io.get_outputs()[: len(self._graph.cache)]
-        self._mask = mask
+        self._past, self._mask = present, mask
         return logits
+
+    def _room(self, tokens: int) -> list[onnxruntime.OrtValue]:
+        """Memory for a cache of so many tokens, of any content."""
+        return [
+            onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                tensor.shape(self.rows, tokens), tensor.dtype.type, self._graph.device, 0
+            )
+            for tensor in self._graph.cache
+        ]
 
     def _replace(self, arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.number]]]) -> None:
         self._past = [

@@ -17,7 +17,7 @@ def prompt_chunk(graph: DecoderGraph, rows: int) -> int:
     Bounds the attention scores of a long prompt and, where the graph can only give the logits of every token,
     their memory.
     """
-    chunk = CPU_CHUNK if graph.shared_cache and graph.device == "cpu" else CHUNK
+    chunk = CPU_CHUNK if graph.shared_cache and graph.on_host else CHUNK
     if graph.keeps_logits:
         return chunk
     return min(max(_LOGITS_BYTES // (4 * graph.vocabulary * rows), 1), chunk)

@@ -9,9 +9,12 @@ import onnxruntime
 from onnxforge.runtimes.artifact import Manifest
 from onnxforge.runtimes.errors import ArtifactError, RequestError
 
+CUDA = "CUDAExecutionProvider"
+CUDA_GRAPH = "enable_cuda_graph"
+"""The provider option that lets runs be recorded."""
 _SHORT_NAMES = {
     "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
+    "cuda": CUDA,
     "tensorrt": "TensorrtExecutionProvider",
 }
 _PACKAGES = {
@@ -111,11 +114,14 @@ def _check_threads(threads: object) -> None:
         )
 
 
-def new_run_options() -> onnxruntime.RunOptions:
-    """Run options of one request; quiet, since ONNX Runtime would print an interrupted run as an error."""
+def new_run_options(graph_id: int = -1) -> onnxruntime.RunOptions:
+    """Run options of one request; quiet, since ONNX Runtime would print an interrupted run as an error.
+
+    Runs with a `graph_id` of 0 or more are recorded as a CUDA graph, if the session does that at all.
+    """
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     # Without this entry (-1: no graph capture) onnxruntime's Python layer looks for it in vain before every
     # run, and the exception behind that costs more than the rest of a token step's overhead.
-    options.add_run_config_entry("gpu_graph_id", "-1")
+    options.add_run_config_entry("gpu_graph_id", str(graph_id))
     return options

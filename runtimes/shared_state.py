@@ -1,12 +1,15 @@
 """Decoding over one growing key/value buffer that every GroupQueryAttention node writes in place."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnxruntime
 
 from onnxforge.runtimes.binding import Floats, Int64s, StepBinding
-from onnxforge.runtimes.decoder_graph import CacheTensor, DecoderGraph
+from onnxforge.runtimes.cache_memory import CacheMemory, Lines
+from onnxforge.runtimes.captured_steps import LONGEST
+from onnxforge.runtimes.decoder_graph import DecoderGraph
 from onnxforge.runtimes.errors import ContextOverflow, RequestError
 from onnxforge.runtimes.prompt_chunk import prompt_chunk
 
@@ -40,42 +43,43 @@ class SharedState:
         self._min_rows = min_rows
         self._binding = StepBinding(graph, run_options)
         self._lengths = np.zeros(rows, np.int64)
-        self._capacity = 0
-        self._buffers: list[onnxruntime.OrtValue] = []
+        self._alive = np.arange(rows)
         self._ones = np.empty(0, np.int64)
-        self._allocate(_round_up(capacity, graph.context_length))
+        self._give_back: Callable[[], object] = lambda: None
+        self._memory = self._allocate(rows, capacity)
 
     @property
     def rows(self) -> int:
         """Sequences decoded side by side."""
-        return len(self._lengths)
+        return len(self._alive)
 
     @property
     def lengths(self) -> Int64s:
         """Tokens read so far, int64 [rows]."""
-        return self._lengths.copy()
+        return self._lengths[self._alive]
 
     @property
     def capacity(self) -> int:
         """Tokens per row that fit without growing."""
-        return self._capacity
+        return self._memory.capacity
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the cache's buffers now, room for tokens to come included."""
-        return self.rows * self._capacity * self._graph.cache_bytes_per_token
+        return self._memory.nbytes
 
     def prompt(self, prompts: Sequence[Int64s]) -> Floats:
         """Read one prompt per row; logits float32 [rows, vocabulary] after each last token."""
         counts = [len(tokens) + self._spare(len(tokens)) for tokens in prompts]
-        self._reserve(int((self._lengths + counts).max()))
-        if self.rows == 1:
+        self._reserve(int((self.lengths + counts).max()))
+        if self._memory.rows == 1:
             return self._read_row(self._binding, 0, prompts[0])
         found = np.empty((self.rows, self._graph.vocabulary), np.float32)
-        for row, tokens in enumerate(prompts):
+        for place, tokens in enumerate(prompts):
+            row = int(self._alive[place])
             binding = StepBinding(self._graph, self._run_options)
-            self._bind_cache(binding, row, 1)
-            found[row] = self._read_row(binding, row, tokens)[0]
+            self._memory.bind(binding.io, row, 1)
+            found[place] = self._read_row(binding, row, tokens)[0]
         return found
 
     def step(self, tokens: Int64s, last_only: bool = False) -> Floats:
@@ -86,7 +90,14 @@ class SharedState:
             )
         count = tokens.shape[1]
         self._reserve(int(self._lengths.max()) + count + self._spare(count))
-        return self._run(self._binding, slice(None), tokens, 1 if last_only else count)
+        some = self.rows < self._memory.rows
+        if some:  # rows that ended read anything, each over its own line behind its end
+            every = np.zeros((self._memory.rows, count), np.int64)
+            every[self._alive] = tokens
+            tokens = every
+        logits = self._step(tokens, 1 if last_only else count)
+        self._lengths[self._alive] += count
+        return logits[self._alive] if some else logits
 
     def skim(self, token: int) -> Floats:
         """Read one token of one row without the layers that the graph can leave out; logits float32
@@ -96,20 +107,30 @@ class SharedState:
         of the model. Its run is of one row whatever `min_rows` is, since no answer depends on its last bits.
         """
         self._reserve(int(self._lengths.max()) + 1)
-        logits: Floats = self._run(self._binding, slice(None), np.array([[token]]), 1, skim=True)[0, -1]
-        return logits
+        logits = self._run(self._binding, slice(None), np.array([[token]]), 1, skim=True)
+        self._lengths += 1
+        found: Floats = logits[0, -1]
+        return found
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens of every row: the lines stay and are overwritten."""
-        if not 0 <= count <= int(self._lengths.min()):
-            raise RequestError(f"Cannot rewind {count} tokens of {self._lengths.tolist()}.")
-        self._lengths -= count
+        if not 0 <= count <= int(self.lengths.min()):
+            raise RequestError(f"Cannot rewind {count} tokens of {self.lengths.tolist()}.")
+        self._lengths[self._alive] -= count
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
-        chosen = list(rows)
-        self._lengths = self._lengths[chosen]
-        self._replace([np.ascontiguousarray(buffer.numpy()[chosen]) for buffer in self._buffers])
+        """Go on with these rows only.
+
+        Rows move together through the host's memory. On a device that costs more than to compute some for
+        nobody, so there they do when half are left.
+        """
+        self._alive = self._alive[list(rows)]
+        if not self._graph.on_host and 2 * len(self._alive) > self._memory.rows:
+            return
+        lines = self._memory.read(self._alive.tolist(), int(self._lengths.max()))
+        self._lengths = self._lengths[self._alive]
+        self._alive = np.arange(len(self._alive))
+        self._memory = self._allocate(len(self._alive), self._memory.capacity, lines)
 
     def _read_row(self, binding: StepBinding, row: int, tokens: Int64s) -> Floats:
         chunk = prompt_chunk(self._graph, 1)
@@ -117,7 +138,19 @@ class SharedState:
         for start in range(0, len(tokens), chunk):
             part = tokens[None, start : start + chunk]
             logits = self._run(binding, slice(row, row + 1), part, keep=1)
+            self._lengths[row] += part.shape[1]
         return logits[:, -1]
+
+    def _step(self, tokens: Int64s, keep: int) -> Floats:
+        """Logits of the last `keep` of tokens [rows, n], one run over all rows of the memory."""
+        count, captured = tokens.shape[1], self._graph.captured_steps
+
+        def plain() -> Floats:
+            return self._run(self._binding, slice(None), tokens, keep)
+
+        if captured is None or count != keep or count > LONGEST or self._spare(count):
+            return plain()
+        return captured.run(self._graph, self._memory, tokens, self._lengths, plain)
 
     def _run(
         self, binding: StepBinding, rows: slice, tokens: Int64s, keep: int, skim: bool = False
@@ -130,7 +163,6 @@ class SharedState:
         kept = keep + spare
         kept += 0 if skim else self._spare(kept)  # the head's kernels too work on rows by pairs
         logits = binding.run(tokens, self._mask(before + count + spare), positions, kept, skim)
-        self._lengths[rows] = before + count
         last = kept - spare
         return logits[:, last - keep : last]
 
@@ -150,40 +182,24 @@ class SharedState:
         limit = self._graph.context_length
         if needed > limit:
             raise ContextOverflow(f"{needed} tokens do not fit the model's context of {limit}.")
-        if needed > self._capacity:
-            self._allocate(_round_up(max(needed, 2 * self._capacity), limit))
+        if needed > self.capacity:
+            rows = self._memory.rows
+            lines = self._memory.read(range(rows), int(self._lengths.max()))
+            self._memory = self._allocate(rows, max(needed, 2 * self.capacity), lines)
 
-    def _allocate(self, capacity: int) -> None:
-        """Make room for `capacity` tokens per row and carry over what was read."""
-        filled = int(self._lengths.max())
-        arrays = []
-        for index, tensor in enumerate(self._graph.cache):
-            # zeros, not empty: lines past a row's end are multiplied by a weight of 0, and 0 * NaN is NaN
-            array = np.zeros(_shape(tensor, self.rows, capacity), tensor.dtype)
-            if filled:
-                array[:, :, :filled] = self._buffers[index].numpy()[:, :, :filled]
-            arrays.append(array)
-        self._capacity = capacity
-        self._replace(arrays)
-
-    def _replace(self, arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.number]]]) -> None:
-        self._buffers = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(array, self._graph.device, 0) for array in arrays
-        ]
-        self._ones = np.ones(self.rows * self._capacity, np.int64)
-        self._bind_cache(self._binding, 0, self.rows)
-
-    def _bind_cache(self, binding: StepBinding, first: int, rows: int) -> None:
-        for tensor, buffer in zip(self._graph.cache, self._buffers, strict=True):
-            shape = _shape(tensor, rows, self._capacity)
-            address = buffer.data_ptr() + first * int(np.prod(shape[1:])) * tensor.dtype.itemsize
-            kind = tensor.dtype.type
-            binding.io.bind_input(tensor.past, self._graph.device, 0, kind, shape, address)
-            binding.io.bind_output(tensor.present, self._graph.device, 0, kind, shape, address)
-
-
-def _shape(tensor: CacheTensor, rows: int, capacity: int) -> tuple[int, int, int, int]:
-    return rows, tensor.heads, capacity, tensor.head_dim
+    def _allocate(self, rows: int, tokens: int, lines: Lines | None = None) -> CacheMemory:
+        """Memory for `rows` sequences of at least `tokens` tokens that holds `lines`, bound for all rows."""
+        captured = self._graph.captured_steps
+        if captured is None:
+            room = _round_up(tokens, self._graph.context_length)
+            memory = CacheMemory(self._graph, rows, room, lines)
+        else:
+            memory = captured.take(self._graph, rows, tokens, lines)
+            self._give_back()
+            self._give_back = weakref.finalize(self, captured.give_back, memory)
+        self._ones = np.ones(rows * memory.capacity, np.int64)
+        memory.bind(self._binding.io, 0, rows)
+        return memory
 
 
 def _round_up(tokens: int, limit: int) -> int:

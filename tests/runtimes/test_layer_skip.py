@@ -95,12 +95,12 @@ def test_a_guess_reads_what_the_whole_model_wrote(tmp_path):
         state = model.new_state(min_rows=2)
         tokens = np.arange(5, 25)
         state.prompt([tokens])
-        whole = [buffer.numpy().copy() for buffer in state._buffers]
+        whole = state._memory.read([0], state.capacity)
         guessed = state.skim(30).copy()
         assert state.lengths.tolist() == [21]
         state.rewind(1)
-        for before, buffer in zip(whole, state._buffers, strict=True):
-            assert np.array_equal(buffer.numpy()[:, :, :20], before[:, :, :20])
+        for before, after in zip(whole, state._memory.read([0], 20), strict=True):
+            assert np.array_equal(after, before[:, :, :20])
         feeds = {tensor.past: array for tensor, array in zip(graph.cache, whole, strict=True)}
         feeds |= {"input_ids": np.array([[30]]), "attention_mask": np.ones((1, 21), np.int64)}
         feeds["skip_layers"] = np.array([1])
