@@ -184,9 +184,9 @@ class _Course:
 
     def _sums(self, pair: LayerPair) -> list[ir.Value]:
         """The teacher's sum behind its last matrix, where both have one."""
-        products = [last_product(end) for end in pair.end]
+        ours, theirs = (last_product(end) for end in pair.end)
         self._teacher.also = {}
-        return [] if None in products else [product.total for product in products[1:] if product is not None]
+        return [theirs.total] if ours is not None and theirs is not None else []
 
     def _layer(self, index: int, pair: LayerPair, clock: Clock, layers: int) -> dict[ir.Value, np.ndarray]:
         """Learn one layer, or take it from the cache, and let the student's stream go through it."""

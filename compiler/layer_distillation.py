@@ -48,24 +48,23 @@ def layer_pairs(student: ir.Graph, teacher: ir.Graph) -> tuple[LayerPair, ...]:
             f"No layer by layer distillation: {problem}. `distill-logits` takes the model as a whole."
         ) from problem
     theirs = {value.name: value for node in teacher for value in node.outputs}
-    stretches: list[tuple[ir.Value, ir.Value, tuple[ir.Node, ...]]] = []
-    nodes: list[ir.Node] = []
+    ours: list[ir.Value] = []
+    stretches: list[tuple[ir.Node, ...]] = []
+    nodes: tuple[ir.Node, ...] = ()
     for layer in layers:
         nodes += layer.whole.nodes
-        end = layer.whole.end
-        if end.name in theirs:
-            stretches.append((end, theirs[end.name], tuple(nodes)))
-            nodes = []
-    if not stretches:
+        if layer.whole.end.name in theirs:
+            ours.append(layer.whole.end)
+            stretches.append(nodes)
+            nodes = ()
+    if not ours:
         raise PassRefused(
             f"No layer by layer distillation: the unpruned model has no value {layers[-1].whole.end.name!r}, "
             "in which the last layer ends, nor the ends of the others. Its names were changed since."
         )
-    behind = _behind_gaps([end for _, end, _ in stretches], teacher)
-    pairs: list[LayerPair] = []
-    for (end, _, inside), counterpart in zip(stretches, behind, strict=True):
-        pairs.append(LayerPair(pairs[-1].end if pairs else None, (end, counterpart), inside))
-    return tuple(pairs)
+    ends = list(zip(ours, _behind_gaps([theirs[end.name] for end in ours], teacher), strict=True))
+    starts = [None, *ends[:-1]]
+    return tuple(LayerPair(*parts) for parts in zip(starts, ends, stretches, strict=True))
 
 
 def _behind_gaps(ends: Sequence[ir.Value], teacher: ir.Graph) -> list[ir.Value]:
