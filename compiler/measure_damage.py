@@ -72,7 +72,7 @@ class MeasureDamage(GraphPass):
             PassRefused: no unit of this kind can be removed, or the score asks for what was not measured.
         """
         found = prune_groups(model.graph)
-        groups = next((kind for unit in _UNITS[self.unit] if (kind := found.of(unit))), ())
+        groups = found.first_of(*_UNITS[self.unit])
         if not groups:
             raise PassRefused(nothing_to_prune(self.text(), self.unit, found))
         nodes = products(model)

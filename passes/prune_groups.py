@@ -103,6 +103,10 @@ class Prunable:
         """The groups of these kinds."""
         return tuple(group for group in self.groups if group.unit in units)
 
+    def first_of(self, *units: Unit) -> tuple[PruneGroup, ...]:
+        """The groups of the first of these kinds that there are any of."""
+        return next((groups for unit in units if (groups := self.of(unit))), ())
+
 
 def prune_groups(graph: ir.Graph) -> Prunable:
     """The channels, query heads and key-value heads that ``graph`` could do without.

@@ -71,7 +71,7 @@ class PruneHeads(GraphPass):
         """
         found = prune_groups(model.graph)
         units = (Unit.QUERY_HEAD, Unit.KV_GROUP) if self.unit == AUTO else (_UNITS[self.unit],)
-        groups = next((kind for unit in units if (kind := found.of(unit))), ())
+        groups = found.first_of(*units)
         if not groups:
             others = found.of(*_UNITS.values())
             hint = f" Its {others[0].unit}s can go: write unit={AUTO}." if others else ""
