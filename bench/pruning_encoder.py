@@ -10,15 +10,15 @@ nothing was calibrated on.
 import argparse
 import re
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pruning_speed import with_steps
 from record import record
 
 from onnxforge.compiler.build import build
 from onnxforge.compiler.eval_text import sentences
-from onnxforge.compiler.prune_option import ahead_of_pruning, with_pruning
+from onnxforge.compiler.prune_option import with_pruning
 from onnxforge.compiler.targets import TARGETS, Target
 from onnxforge.models import export_model, open_model
 from onnxforge.models.tasks import task_for
@@ -30,9 +30,8 @@ MEASURE = "correlate-inputs"
 
 def by(score: str, share: float, refit: bool) -> Target:
     """The FFN pruned by a score that is the same in every layer."""
-    ahead = ahead_of_pruning(FP32)
     step = f"prune-mlp{{share={share},score={score},refit={str(refit).lower()}}}"
-    return replace(FP32, passes=(*ahead, MEASURE, step, *FP32.passes[len(ahead) :]))
+    return with_steps(FP32, f"{MEASURE} {step}")
 
 
 ROWS: dict[str, Target] = {

@@ -53,7 +53,7 @@ def main() -> int:
         for name, steps in ROWS.items():
             folders[name] = Path(temp) / name
             folders[name].mkdir()
-            build(source, exported, _with(target, steps), task_for(source), folders[name], name=name)
+            build(source, exported, with_steps(target, steps), task_for(source), folders[name], name=name)
             print(name, flush=True)
         speeds = measure(folders, (PREFILL, DECODE), rounds=asked.rounds)
         sizes = {
@@ -78,7 +78,8 @@ def main() -> int:
     return 0
 
 
-def _with(target: Target, steps: str) -> Target:
+def with_steps(target: Target, steps: str) -> Target:
+    """``target`` with ``steps``, written in a row, where pruning runs."""
     ahead = ahead_of_pruning(target)
     return replace(target, passes=(*ahead, *steps.split(), *target.passes[len(ahead) :]), expects={})
 
