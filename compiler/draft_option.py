@@ -48,6 +48,6 @@ def with_draft(target: Target, text: str) -> Target:
     return replace(kept, passes=(*kept.passes[:at], *steps, *loop, *kept.passes[at + 1 :]))
 
 
-def has_draft(target: Target) -> bool:
+def skips_layers(target: Target) -> bool:
     """Whether artifacts of ``target`` come with a graph that can leave layers out."""
     return SKIP_PASS in target.pass_names

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from onnxforge.compiler.draft_model import DRAFT_FOLDER
-from onnxforge.compiler.draft_option import SKIP_GRAPH, has_draft
+from onnxforge.compiler.draft_option import SKIP_GRAPH, skips_layers
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.targets import CPU, Target
 from onnxforge.runtimes.speculation import MOST_DRAFT_TOKENS, Speculation
@@ -82,7 +82,7 @@ def check_artifact(target: Target, task: str, shared_cache: bool) -> None:
 
 def undecided(target: Target) -> Speculation | None:
     """What an artifact says of speculation before it was proven: nothing drafts, and what could."""
-    if not has_draft(target) and target.draft is None:
+    if not skips_layers(target) and target.draft is None:
         return None
     return _brings(target, Speculation(False, 0, min_rows=1, reason="nothing was measured"))
 
@@ -107,6 +107,6 @@ def _brings(target: Target, said: Speculation) -> Speculation:
     """``said``, and where the graph and the model are that artifacts of ``target`` bring to draft."""
     return replace(
         said,
-        draft_graph=SKIP_GRAPH if has_draft(target) else None,
+        draft_graph=SKIP_GRAPH if skips_layers(target) else None,
         draft_model=DRAFT_FOLDER if target.draft is not None else None,
     )

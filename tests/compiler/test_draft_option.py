@@ -6,7 +6,7 @@ import pytest
 
 from onnxforge.compiler import cli
 from onnxforge.compiler.draft_model import DRAFT_FOLDER, draft_target
-from onnxforge.compiler.draft_option import SKIP_GRAPH, SKIP_PASS, has_draft, with_draft
+from onnxforge.compiler.draft_option import SKIP_GRAPH, SKIP_PASS, skips_layers, with_draft
 from onnxforge.compiler.errors import RequestRefused
 from onnxforge.compiler.prune_option import with_pruning
 from onnxforge.compiler.speculation_option import check_artifact, unmeasured, with_speculation
@@ -23,13 +23,13 @@ def test_the_names_are_those_of_the_pass():
 
 def test_a_search_comes_before_the_loop_and_numbers_replace_it():
     target = find_target("cpu-int8")
-    assert not has_draft(target)
+    assert not skips_layers(target)
     searched = with_draft(target, "layer-skip")
     loop = "add-speculative-loop{branches=marked}"
     assert searched.passes[-3:] == ("search-skipped", "skip-layers", loop)
     told = with_draft(searched, "layer-skip=5+6")
     assert told.passes[-2:] == ("skip-layers{branches=5+6}", "add-speculative-loop{branches=5+6}")
-    assert has_draft(told)
+    assert skips_layers(told)
     assert len(told.passes) == len(target.passes) + 1
 
 
