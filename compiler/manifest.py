@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,8 @@ _TOOLS = (
     "onnxforge", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "tokenizers", "torch",
     "transformers",
 )  # fmt: skip
+_IN_PLACE_OF = {"onnxruntime": ("onnxruntime-gpu",)}
+"""Distributions of the same module."""
 
 
 def file_records(folder: Path, known: Sequence[FileRecord] = ()) -> tuple[FileRecord, ...]:
@@ -80,10 +83,10 @@ def tool_versions() -> Mapping[str, str]:
 
 
 def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "absent"
+    for name in (distribution, *_IN_PLACE_OF.get(distribution, ())):
+        with suppress(PackageNotFoundError):
+            return version(name) if name == distribution else f"{version(name)} ({name})"
+    return "absent"
 
 
 def _record(folder: Path, name: str) -> FileRecord:

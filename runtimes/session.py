@@ -8,6 +8,8 @@ import onnxruntime
 
 from onnxforge.runtimes.artifact import Manifest
 from onnxforge.runtimes.errors import ArtifactError, RequestError
+from onnxforge.runtimes.gpu_host import GPU_PROVIDERS
+from onnxforge.runtimes.gpu_libraries import prepare
 
 CUDA = "CUDAExecutionProvider"
 CUDA_GRAPH = "enable_cuda_graph"
@@ -17,15 +19,12 @@ _SHORT_NAMES = {
     "cuda": CUDA,
     "tensorrt": "TensorrtExecutionProvider",
 }
-_PACKAGES = {
-    "CUDAExecutionProvider": "onnxruntime-gpu",
-    "TensorrtExecutionProvider": "onnxruntime-gpu, and TensorRT",
-}
 _CPU = ("CPUExecutionProvider",)
 _NEXT = {"CPUExecutionProvider": (), "TensorrtExecutionProvider": ("CUDAExecutionProvider", *_CPU)}
 """By provider, who takes what it has no kernel for; the CPU's provider for all others."""
 _CACHES = ("trt_engine_cache", "trt_timing_cache")
-_ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+_GPU_FAILURE = "CUDA failure"
+"""How ONNX Runtime names what a function of CUDA returned; a GPU out of memory is told otherwise."""
 
 
 def provider_name(name: str) -> str:
@@ -35,7 +34,7 @@ def provider_name(name: str) -> str:
 
 def device_of(provider: str) -> str:
     """Where tensors of a provider live: ``cuda`` or ``cpu``."""
-    return "cuda" if provider in _ON_CUDA else "cpu"
+    return "cuda" if provider in GPU_PROVIDERS else "cpu"
 
 
 def options_for(provider: str, manifest: Manifest) -> Mapping[str, str]:
@@ -72,11 +71,8 @@ def open_session(
         _check_threads(threads)
     available = onnxruntime.get_available_providers()
     if provider not in available:
-        package = _PACKAGES.get(provider, f"an ONNX Runtime build with {provider}")
-        raise RequestError(
-            f"{graph}: needs {provider}, and this ONNX Runtime offers {', '.join(available)}. "
-            f"Install {package}, or pass provider='cpu' if the artifact was compiled for it."
-        )
+        raise RequestError(_unfit(graph, provider, f"This ONNX Runtime offers {', '.join(available)}."))
+    prepare(provider)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     if threads is not None:
@@ -86,15 +82,28 @@ def open_session(
     chain = provider_chain(provider, available)
     own = [dict(options or {}), *({} for _ in chain[1:])]
     try:
-        session = onnxruntime.InferenceSession(str(graph), settings, providers=chain, provider_options=own)
+        # Without a fallback: ONNX Runtime would print on stdout why CUDA failed, and go on with the CPU.
+        session = onnxruntime.InferenceSession(
+            str(graph), settings, providers=chain, provider_options=own, enable_fallback=False
+        )
     except Exception as error:
+        if provider in GPU_PROVIDERS and _GPU_FAILURE in str(error):
+            raise RequestError(_unfit(graph, provider, str(error))) from error
         raise ArtifactError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
     if session.get_providers()[0] != provider:
-        raise RequestError(
-            f"{graph}: {provider} is installed but did not start (its libraries or the device are missing); "
-            f"ONNX Runtime fell back to {session.get_providers()[0]}. Repair the installation."
-        )
+        raise RequestError(_unfit(graph, provider, f"ONNX Runtime started {session.get_providers()[0]}."))
     return session
+
+
+def _unfit(graph: Path, provider: str, reason: str) -> str:
+    """What to tell where a session does not start: the checks behind it take part of a second."""
+    from onnxforge.runtimes.diagnosis import explain
+
+    why = explain(provider, reason)
+    return (
+        f"{graph}: needs {provider}, which does not work here. {why} See `onnxforge doctor`, or pass "
+        "provider='cpu' if the artifact was compiled for it."
+    )
 
 
 def _cache_folder() -> Path:
