@@ -13,9 +13,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxforge.runtimes.check_capability import check_capability
 from onnxforge.runtimes.gpu_check import Check
 from onnxforge.runtimes.gpu_host import Host
-from onnxforge.runtimes.nvidia_driver import DRIVER_LIBRARIES, Driver, Gpu, ask_driver
+from onnxforge.runtimes.nvidia_driver import DRIVER_LIBRARIES, Driver, ask_driver
 
 _DRIVER_OF = {12: "525", 13: "580"}
 """The oldest NVIDIA driver for each CUDA (CUDA Toolkit release notes, "CUDA Driver")."""
@@ -47,13 +48,6 @@ _INIT = {
     ),
 }
 """Of cuInit's codes (CUDA Driver API, CUresult): what is wrong with the driver's library, what to do."""
-_OLDEST = (7, 5)
-"""CUDA 13 makes no code for older GPUs (its release notes); the fp16 x int GEMM has none either."""
-_CODE = {"1.31.1": (((7, 5), (8, 0), (8, 6), (8, 9)), ((9, 0), (12, 0)))}
-"""Machine code in the CUDA provider of PyPI's Linux wheel, as cuobjdump lists it: compute capabilities whose
-code later ones of the same major number run too, and those whose code (sm_90a, sm_120a) only they run. There
-is no PTX in it that the driver could translate for others."""
-_CPU_INSTEAD = "or compile for a cpu target"
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def check_gpu(host: Host) -> tuple[Check, ...]:
     if not driver.gpus:
         return _no_gpu(host, traces)
     gpu = Check("GPU", True, "; ".join(map(str, driver.gpus)) + ".")
-    return gpu, _new_enough(host, driver, traces), _capability(host, driver.gpus[0])
+    return gpu, _new_enough(host, driver, traces), check_capability(host, driver.gpus)
 
 
 def _without_library(host: Host, traces: _Traces, error: str) -> tuple[Check, ...]:
@@ -122,7 +116,9 @@ def _no_gpu(host: Host, traces: _Traces) -> tuple[Check, ...]:
 
 
 def _none(found: str) -> tuple[Check, ...]:
-    return _unasked(Check("GPU", False, found, f"Use a machine with an NVIDIA GPU, {_CPU_INSTEAD}."))
+    return _unasked(
+        Check("GPU", False, found, "Use a machine with an NVIDIA GPU, or compile for a cpu target.")
+    )
 
 
 def _hidden(found: str) -> tuple[Check, ...]:
@@ -149,27 +145,6 @@ def _new_enough(host: Host, driver: Driver, traces: _Traces) -> Check:
     wanted = _DRIVER_OF.get(major, "current")
     remedy = f"Update the NVIDIA driver to version {wanted} or newer."
     return Check("driver", False, f"It is for up to {shown}; onnxruntime-gpu needs CUDA {major}.", remedy)
-
-
-def _capability(host: Host, gpu: Gpu) -> Check:
-    """Of the first GPU, which is the one that sessions use."""
-    name, has = "compute capability", gpu.capability
-    shown = f"{has[0]}.{has[1]}"
-    oldest = _OLDEST if host.cuda_major >= 13 else (0, 0)
-    if has < oldest:
-        found = f"{gpu.name} has {shown}; CUDA {host.cuda_major} is for {oldest[0]}.{oldest[1]} and newer."
-        return Check(name, False, found, f"Use a newer GPU (Turing or later), {_CPU_INSTEAD}.")
-    known = _CODE.get(host.version) if host.system == "Linux" and host.cuda_major == 13 else None
-    if known is None:
-        return Check(name, True, f"{shown}; which ones this wheel has code for is not known.")
-    family, alone = known
-    if has in alone or any(made[0] == has[0] and made <= has for made in family):
-        return Check(name, True, f"{shown}, which onnxruntime-gpu {host.version} has code for.")
-    listed = ", ".join(f"{major}.{minor}" for major, minor in (*family, *alone))
-    found = f"{gpu.name} has {shown}; onnxruntime-gpu {host.version} from PyPI has code for {listed} only."
-    return Check(
-        name, False, found, f"Use another GPU, or an onnxruntime-gpu built for {shown}, {_CPU_INSTEAD}."
-    )
 
 
 def _version(traces: _Traces) -> str:

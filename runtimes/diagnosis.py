@@ -61,5 +61,5 @@ def _started(wheel: Check, start: Callable[[], str]) -> Check:
     reason = start()
     if not reason:
         return Check(STARTS, True, "A session computes on it.")
-    remedy = "Repair what is above first; otherwise report it with all of this."
+    remedy = "Repair what failed above; if nothing did, report it with all of this."
     return Check(STARTS, False, short_reason(reason), remedy)

@@ -80,7 +80,7 @@ def _prepare(provider: str) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
     elif host.system == "Linux" and provider in host.providers:
-        for name in (CUDA, provider):
+        for name in dict.fromkeys((CUDA, provider)):
             load_libraries(host, linked(host, name))
 
 

@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
+Capability = tuple[int, int]
 DRIVER_LIBRARIES = {"Linux": "libcuda.so.1", "Windows": "nvcuda.dll"}
 _MAJOR, _MINOR = 75, 76
 _MOST_GPUS = 64
@@ -19,7 +20,7 @@ class Gpu:
     name: str
     memory: int
     """Bytes."""
-    capability: tuple[int, int]
+    capability: Capability
     """Compute capability, such as (9, 0)."""
 
     def __str__(self) -> str:

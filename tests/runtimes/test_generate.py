@@ -247,7 +247,7 @@ def test_a_closed_model_refuses_requests(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"provider": "cuda"}, "Install onnxruntime-gpu"),
+        ({"provider": "cuda"}, "needs CUDAExecutionProvider, which does not work here"),
         ({"provider": "NopeExecutionProvider"}, "needs NopeExecutionProvider"),
         ({"threads": 0}, "threads is 0"),
         ({"verify": "maybe"}, "verify is 'maybe'"),
