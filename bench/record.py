@@ -19,16 +19,17 @@ def record(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     remarks: Sequence[str] = (),
+    folder: Path = RESULTS,
 ) -> None:
-    """Write both files and print the Markdown."""
-    RESULTS.mkdir(exist_ok=True)
+    """Write both files into ``folder`` and print the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     machine = {"cpu": cpu_name(), "threads": threads(), "date": date, "versions": versions()}
     content = {"title": title, "machine": machine, **facts}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     right = tuple(range(1, len(header)))
     lines = [f"# {title}", "", f"{machine['cpu']}, {machine['threads']} threads, {date}.", ""]
     lines += [table(header, rows, right=right), *(f"{remark}\n" for remark in remarks)]
     page = "\n".join(lines)
-    (RESULTS / f"{name}.md").write_text(page)
+    (folder / f"{name}.md").write_text(page)
     print(page)

@@ -83,9 +83,9 @@ def main() -> int:
     return 0
 
 
-def independence(folder: Path, positions: int) -> Row:
-    """One artifact, read in all three ways."""
-    session = GraphSession(folder)
+def independence(folder: Path, positions: int, provider: str | None = None) -> Row:
+    """One artifact, read in all three ways, on its provider or another one."""
+    session = GraphSession(folder, provider)
     graph, row = session.decoder_graph(), Row(session.manifest.target)
     windows, _ = cut(evaluation_text(), session.tokenizer(), window=WINDOW, limit=1 + positions // 400)
     for window in windows:

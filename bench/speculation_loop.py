@@ -9,7 +9,7 @@ import onnxruntime
 
 from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
 from onnxforge.runtimes.artifact import read_manifest
-from onnxforge.runtimes.session import open_session
+from onnxforge.runtimes.session import open_session, provider_name
 
 LOOP = AddSpeculativeLoop.file
 
@@ -24,9 +24,11 @@ class LoopAnswer:
     accepted: int
 
 
-def open_loop(folder: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_loop(folder: Path, threads: int, provider: str | None = None) -> onnxruntime.InferenceSession:
+    """The loop's session, on the provider that the artifact is for or on another one."""
     manifest = read_manifest(folder)
-    return open_session(folder / LOOP, manifest.provider, manifest.session, threads)
+    name = provider_name(provider or manifest.provider)
+    return open_session(folder / LOOP, name, manifest.session, threads)
 
 
 def run_loop(

@@ -61,9 +61,9 @@ def host(model: Decoder) -> Generate:
     return generate
 
 
-def graph(folder: Path) -> Generate:
-    """One run of the derived graph."""
-    session = open_loop(folder, threads())
+def graph(folder: Path, provider: str | None = None) -> Generate:
+    """One run of the derived graph, on the artifact's provider or another one."""
+    session = open_loop(folder, threads(), provider)
 
     def generate(prompt: list[int], new: int, drafts: int) -> Said:
         found = run_loop(session, np.array([prompt], np.int64), new, [], drafts)
