@@ -139,6 +139,15 @@ _DERIVED: Mapping[type[DerivingPass], str] = {
 }
 
 
+_CUDA_GRAPH = """\
+A GPU can record a step and replay it (CUDA graphs), which spares the CPU the launch of every kernel:
+`load("{here}", cuda_graph=True)`, `onnxforge run --cuda-graph`; for onnxruntime-genai write
+`"cuda": {{"enable_cuda_graph": "1"}}` into `provider_options` of `genai_config.json`. It is the default of
+`load` where a proof on a GPU found it faster (`provider_options` in `artifact.json`).
+
+"""
+
+
 def readme(source: Source, facts: GraphFacts, target: Target, task: str, context_length: int) -> str:
     """Markdown for the artifact's root."""
     name = str(source.config.get("model_type", "model"))
@@ -170,6 +179,7 @@ def readme(source: Source, facts: GraphFacts, target: Target, task: str, context
         "| `report/` | what was measured against the source |\n\n"
         "`onnxforge verify` checks every byte of this folder; `onnxforge inspect` shows the graph.\n\n"
         + _where(target.provider)
+        + (_CUDA_GRAPH.format(here=_HERE) if target.provider == CUDA and facts.shared_cache else "")
         + _options(provider_options(target.provider, facts, context_length), target.provider)
         + body
         + (_LOOP if generates else "")

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from onnxforge.compiler.options import Artifact, AsJson, Debug, Threads
+from onnxforge.compiler.options import Artifact, AsJson, CudaGraph, Debug, Threads
 from onnxforge.compiler.speed_types import SpeedReport, SpeedTest, Timing
 from onnxforge.runtimes.artifact import Manifest, read_manifest
 
@@ -51,18 +51,25 @@ def bench(
     depth: _Depth = ["0"],  # noqa: B006
     repetitions: _Rounds = 5,
     threads: Threads = None,
+    cuda_graph: CudaGraph = None,
     output: _Output = Format.MD,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Measure prefill and decode speed (decoders), or sentences per second (encoders)."""
+    from onnxforge.compiler.errors import RequestRefused
     from onnxforge.compiler.eval_text import sentences
-    from onnxforge.compiler.speed import measure
+    from onnxforge.compiler.proof_session import threads as default_threads
+    from onnxforge.compiler.speed import child_command, measure
     from onnxforge.compiler.traffic import traffic_of
+    from onnxforge.runtimes.session import cuda_graph_hindrance
     from onnxforge.runtimes.verify import verify_files
 
     verify_files(folder)
     manifest = read_manifest(folder)
+    hindrance = cuda_graph_hindrance(manifest, manifest.provider)
+    if cuda_graph and hindrance is not None:
+        raise RequestRefused(f"{folder}: --cuda-graph is not possible: {hindrance}.")
     texts: list[str] = []
     if manifest.task.startswith("text-generation"):
         prompts, counts, depths = _numbers("-p", prompt), _numbers("-n", generate), _numbers("-d", depth)
@@ -74,7 +81,8 @@ def bench(
         tests = [SpeedTest(sentences=len(texts))]
     counted = manifest.summary.get("parameters")
     parameters = int(counted) if counted else traffic_of(folder / manifest.graph).parameters
-    reports = measure({"": folder}, tests, rounds=repetitions, sentences=texts, threads=threads)
+    command = child_command(folder, threads or default_threads(), seed=0, cuda_graph=cuda_graph)
+    reports = measure({}, tests, rounds=repetitions, sentences=texts, threads=threads, peers={"": command})
     rows = [_row(folder, manifest, parameters, reports[""], timing) for timing in reports[""].timings]
     chosen = Format.JSON if as_json else output
     sys.stdout.write({Format.MD: _markdown, Format.JSON: _json, Format.CSV: _csv}[chosen](rows))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onnxforge.compiler import generation_flags as flags
-from onnxforge.compiler.options import Artifact, AsJson, Debug, Threads
+from onnxforge.compiler.options import Artifact, AsJson, CudaGraph, Debug, Threads
 
 if TYPE_CHECKING:
     from onnxforge.runtimes import Decoder
@@ -33,6 +33,7 @@ def chat(
     max_draft_tokens: flags.MaxDraftTokens = None,
     draft: flags.Draft = None,
     threads: Threads = None,
+    cuda_graph: CudaGraph = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -62,7 +63,7 @@ def chat(
                 print()
             return stream.result.text
 
-    with load_decoder(folder, threads, draft) as model:
+    with load_decoder(folder, threads, draft, cuda_graph) as model:
         if sys.stdin.isatty():
             _converse(model, opening, answer)
             return

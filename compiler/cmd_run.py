@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onnxforge.compiler import generation_flags as flags
-from onnxforge.compiler.options import Artifact, AsJson, Debug, Threads
+from onnxforge.compiler.options import Artifact, AsJson, CudaGraph, Debug, Threads
 
 if TYPE_CHECKING:
     from onnxforge.runtimes import Decoder, Result
@@ -47,6 +47,7 @@ def run(
     max_draft_tokens: flags.MaxDraftTokens = None,
     draft: flags.Draft = None,
     threads: Threads = None,
+    cuda_graph: CudaGraph = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -55,7 +56,7 @@ def run(
     from onnxforge.compiler.terminal import piped_text, show
     from onnxforge.runtimes import Encoder
 
-    with load_any(folder, threads, draft) as model:
+    with load_any(folder, threads, draft, cuda_graph) as model:
         text = piped_text() if prompt is None else prompt
         if isinstance(model, Encoder):
             predictions = [dataclasses.asdict(found) for found in model.predict([text])[0]]

@@ -191,6 +191,7 @@ def _seal(folder: Path, built: Built, request: CompileRequest, proof: Proof) -> 
         manifest,
         summary={**manifest.summary, **calibrated, **proof.summary, "proof": request.proof},
         speculation=proof.speculation or unmeasured(request.target),
+        provider_options={**manifest.provider_options, **proof.provider_options},
     )
     write_manifest(folder, sealed)
     failpoint("after-seal")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from onnxforge.compiler.calibration_use import CalibrationUse
+from onnxforge.compiler.cuda_graph_report import CudaGraphReport
 from onnxforge.compiler.observe import Ledger
 from onnxforge.compiler.parity import EncoderParity
 from onnxforge.compiler.perplexity import Divergence
@@ -91,6 +92,8 @@ class Evidence:
     baseline_speed: SpeedReport | None = None
     machine: Machine | None = None
     rooflines: tuple[Roofline, ...] = ()
+    cuda_graph: CudaGraphReport | None = None
+    """None where it was not measured: without a GPU, and for what records no steps."""
     speculation: SpeculationReport | None = None
     """None where it was not measured: encoders, other providers, caches that cannot be rewound."""
     verdicts: tuple[Verdict, ...] = ()

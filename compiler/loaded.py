@@ -6,19 +6,23 @@ from onnxforge.compiler.errors import RequestRefused
 from onnxforge.runtimes import Decoder, Encoder, Model, load
 
 
-def load_any(folder: Path, threads: int | None, draft: str | None = None) -> Model:
-    """Whatever is in ``folder``; ``draft`` (as `load` takes it) drafts for it."""
-    return load(folder, threads=threads, draft=draft)
+def load_any(
+    folder: Path, threads: int | None, draft: str | None = None, cuda_graph: bool | None = None
+) -> Model:
+    """Whatever is in ``folder``; ``draft`` drafts for it, ``cuda_graph`` records its steps (see `load`)."""
+    return load(folder, threads=threads, draft=draft, cuda_graph=cuda_graph)
 
 
-def load_decoder(folder: Path, threads: int | None, draft: str | None = None) -> Decoder:
-    """The decoder in ``folder``; ``draft`` drafts for it.
+def load_decoder(
+    folder: Path, threads: int | None, draft: str | None = None, cuda_graph: bool | None = None
+) -> Decoder:
+    """The decoder in ``folder``, as :func:`load_any` loads it.
 
     Raises:
         ArtifactError: no whole artifact is there.
         RequestRefused: it is an encoder.
     """
-    model = load_any(folder, threads, draft)
+    model = load_any(folder, threads, draft, cuda_graph)
     if isinstance(model, Decoder):
         return model
     model.close()

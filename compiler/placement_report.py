@@ -75,7 +75,7 @@ def placement_parts(model: ir.Model, file: str) -> Iterator[PlacementPart]:
             on_cuda=len(placed.provider),
             on_cpu=len(placed.host),
             lacking=tuple(_named(node) for node in placed.unsupported),
-            hot=tuple(_named(node) for node in placed.host if _is_hot(node)),
+            hot=tuple(_named(node) for node in placed.host if is_hot(node)),
             copies=tuple(map(_fact, placed.copies)),
         )
 
@@ -149,7 +149,7 @@ def _named(node: ir.Node) -> str:
     return f"{operator_name(node)} {node.name}"
 
 
-def _is_hot(node: ir.Node) -> bool:
+def is_hot(node: ir.Node) -> bool:
     """An operator of that kind, or anything on float16, or on floats or bytes of an activation's rank."""
     if any(word in node.op_type for word in _HOT):
         return True

@@ -18,6 +18,8 @@ from onnxforge.compiler.calibration_notes import calibration_notes
 from onnxforge.compiler.evidence import Evidence, Verdict
 from onnxforge.compiler.observe import Ledger, graph_stats
 from onnxforge.compiler.placement_report import check_placement, report_placement
+from onnxforge.compiler.placement_seen import check_seen_placement
+from onnxforge.compiler.proof_cuda_graph import cuda_graph
 from onnxforge.compiler.proof_quality import quality
 from onnxforge.compiler.proof_speculation import as_default, complaint, speculation
 from onnxforge.compiler.proof_speed import speed
@@ -27,7 +29,8 @@ from onnxforge.compiler.provider_here import stand_in
 from onnxforge.compiler.quantizer_report import report_quantizers
 from onnxforge.compiler.report import write_report
 from onnxforge.compiler.structure import check_structure
-from onnxforge.compiler.targets import BudgetLine
+from onnxforge.compiler.structure_check import StructureCheck
+from onnxforge.compiler.targets import CPU, BudgetLine
 from onnxforge.compiler.traffic import traffic_of
 from onnxforge.compiler.worst_layers import worst_layers
 from onnxforge.models.source import Source
@@ -68,6 +71,7 @@ def prove(
         evidence = _outset(staging, export, manifest, source, model, options, ledger)
         evidence = quality(evidence, staging, export, source, options)
         if options.speed and evidence.is_verified:
+            evidence = cuda_graph(evidence, staging, options)
             yardstick = EXPORT if options.target == options.baseline else options.baseline
             evidence = speed(evidence, staging, references.folder(yardstick), options)
             evidence = speculation(evidence, staging, options.speculation)
@@ -87,6 +91,7 @@ def prove(
         summary=evidence.summary,
         missed=tuple(missed),
         speculation=as_default(evidence.speculation, manifest.speculation),
+        provider_options=evidence.cuda_graph.options if evidence.cuda_graph is not None else {},
         worst=worst_layers(evidence) if missed else "",
     )
 
@@ -154,10 +159,21 @@ def _outset(
         ops_after=graph_stats(model).ops,
         ledger=ledger,
         calibration=uses_of(model),
-        structure=(*check_structure(model, manifest.provider), *check_placement(placement)),
+        structure=(
+            *check_structure(model, manifest.provider),
+            *check_placement(placement),
+            *_seen(staging, manifest),
+        ),
         placement=placement,
         quantizers=report_quantizers(model, ours, manifest, stand_in(manifest.provider)),
     )
+
+
+def _seen(staging: Path, manifest: Manifest) -> tuple[StructureCheck, ...]:
+    """What loading on the GPU shows of where nodes run; nothing where there is none."""
+    if manifest.provider == CPU or stand_in(manifest.provider) == CPU:
+        return ()
+    return (check_seen_placement(staging, manifest),)
 
 
 def _bytes(graph: Path) -> int:

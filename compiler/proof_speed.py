@@ -5,6 +5,7 @@ from pathlib import Path
 
 from onnxforge.compiler.eval_text import evaluation_text, sentences
 from onnxforge.compiler.evidence import Evidence
+from onnxforge.compiler.proof_session import threads
 from onnxforge.compiler.proof_types import ProofOptions
 from onnxforge.compiler.roofline import (
     Machine,
@@ -13,8 +14,9 @@ from onnxforge.compiler.roofline import (
     decode_roofline,
     measure_machine,
 )
-from onnxforge.compiler.speed import decoder_tests, first_token_test, measure
+from onnxforge.compiler.speed import child_command, decoder_tests, first_token_test, measure
 from onnxforge.compiler.speed_types import SpeedReport, SpeedTest
+from onnxforge.compiler.targets import CPU
 from onnxforge.compiler.traffic import Traffic
 from onnxforge.runtimes.artifact import read_manifest
 
@@ -32,25 +34,24 @@ def speed(evidence: Evidence, artifact: Path, yardstick: Path, options: ProofOpt
     else:
         texts = sentences(options.sentences, evaluation_text(options.text))
         tests = (SpeedTest(sentences=len(texts)),)
-    before = measure_machine()
+    before = measure_machine() if evidence.provider == CPU else None  # it is the CPU that this measures
+    recorded = evidence.cuda_graph.enabled if evidence.cuda_graph is not None else None
     reports = measure(
-        {"artifact": artifact, "baseline": yardstick},
+        {"baseline": yardstick},
         tests,
+        peers={"artifact": child_command(artifact, threads(), options.seed, recorded)},
         rounds=options.rounds,
         first_token=first_token_test(tests),
         sentences=texts,
         seed=options.seed,
         patience=options.patience,
     )
-    machine = before.best(measure_machine())
     ours = reports["artifact"]
-    return replace(
-        evidence,
-        speed=ours,
-        baseline_speed=reports["baseline"],
-        machine=machine,
-        rooflines=rooflines(ours, evidence.traffic, machine),
-    )
+    timed = replace(evidence, speed=ours, baseline_speed=reports["baseline"])
+    if before is None:
+        return timed
+    machine = before.best(measure_machine())
+    return replace(timed, machine=machine, rooflines=rooflines(ours, evidence.traffic, machine))
 
 
 def rooflines(report: SpeedReport, traffic: Traffic, machine: Machine) -> tuple[Roofline, ...]:

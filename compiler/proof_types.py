@@ -73,5 +73,7 @@ class Proof:
     missed: tuple[str, ...] = ()
     speculation: Speculation | None = None
     """What requests are to do by default; None where nothing was measured."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """What was found to pay on this provider, beside what follows from the model."""
     worst: str = ""
     """Which layers to look at first when something was missed."""

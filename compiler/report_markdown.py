@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
+from onnxforge.compiler.cuda_graph_report import cuda_graph_section
 from onnxforge.compiler.draft_section import draft_model_section, layer_skip_section
 from onnxforge.compiler.evidence import Evidence, cpu_name, versions
 from onnxforge.compiler.layer_rank_section import layer_rank_section
@@ -31,6 +32,7 @@ def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
         _quality(evidence),
         _speed(evidence),
         _roofline(evidence),
+        cuda_graph_section(evidence.cuda_graph),
         speculation_section(evidence.speculation),
         layer_skip_section(evidence.ledger.measures(LAYER_SKIP), evidence.speculation),
         draft_model_section(evidence.ledger, evidence.speculation),

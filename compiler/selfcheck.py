@@ -42,7 +42,7 @@ def run_once(folder: Path) -> None:
     Where the artifact's provider is not on this machine, the CPU's stands in.
     """
     from onnxforge.compiler.draft_check import check_draft
-    from onnxforge.compiler.loop_check import check_loop, has_loop, reference
+    from onnxforge.compiler.loop_check import check_loop, has_loop, reference, tie_on
     from onnxforge.compiler.provider_here import stand_in
     from onnxforge.compiler.skip_check import can_skip, check_skip
     from onnxforge.compiler.text_check import PROMPT, check_text, has_text_graph
@@ -51,6 +51,7 @@ def run_once(folder: Path) -> None:
 
     manifest = read_manifest(folder)
     provider = stand_in(manifest.provider)
+    tie = tie_on(provider)
     wanted: list[int] = []
     asked: list[int] = []
     new_tokens = 0
@@ -60,11 +61,12 @@ def run_once(folder: Path) -> None:
             model.generate(_PROMPT, max_new_tokens=min(NEW_TOKENS, room), do_sample=False)
             if has_loop(folder):
                 # the context has to hold the last step's second row too
-                wanted = reference(model, _PROMPT, min(NEW_TOKENS, room - 2))
+                wanted = reference(model, _PROMPT, min(NEW_TOKENS, room - 2), tie)
             if has_text_graph(folder):
                 ids = tuple(model.tokenizer.encode(PROMPT, add_special_tokens=True))
                 new_tokens = min(NEW_TOKENS, manifest.context_length - len(ids) - 2)
-                asked = reference(model, ids, new_tokens)
+                asked = reference(model, ids, new_tokens, tie)
+                new_tokens = len(asked) - len(ids)
         elif model.manifest.task == "feature-extraction":
             model.encode([_SENTENCE])
         else:

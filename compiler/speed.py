@@ -140,9 +140,10 @@ def measure(
     }
 
 
-def child_command(folder: Path, threads: int, seed: int) -> list[str]:
-    """The command that serves the artifact in ``folder``."""
-    return [sys.executable, "-m", "onnxforge.compiler.speed_child", str(folder), str(threads), str(seed)]
+def child_command(folder: Path, threads: int, seed: int, cuda_graph: bool | None = None) -> list[str]:
+    """The command that serves the artifact in ``folder``; ``cuda_graph`` as `load` takes it."""
+    command = [sys.executable, "-m", "onnxforge.compiler.speed_child", str(folder), str(threads), str(seed)]
+    return command if cuda_graph is None else [*command, str(int(cuda_graph))]
 
 
 def decoder_tests(prompts: Iterable[int], generate: int, depth: int, context: int) -> tuple[SpeedTest, ...]:

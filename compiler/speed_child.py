@@ -1,9 +1,9 @@
 """One artifact in a process of its own, timing what its parent asks for.
 
-Run as ``python -m onnxforge.compiler.speed_child FOLDER THREADS SEED``. It loads the artifact with the
-runtime that users have, then speaks one JSON object per line: a first line when it is ready, and for each
-request (the fields of a ``SpeedTest``, or ``{"finish": true}``) one answer. Nothing heavy is imported, so the
-process's memory is the artifact's.
+Run as ``python -m onnxforge.compiler.speed_child FOLDER THREADS SEED [CUDA_GRAPH]``. It loads the artifact
+with the runtime that users have, then speaks one JSON object per line: a first line when it is ready, and for
+each request (the fields of a ``SpeedTest``, or ``{"finish": true}``) one answer. Nothing heavy is imported,
+so the process's memory is the artifact's.
 """
 
 import json
@@ -28,9 +28,10 @@ _BATCH = 16
 def main() -> None:
     """Serve requests until told to finish or until the parent is gone."""
     folder, threads, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    cuda_graph = sys.argv[4] == "1" if len(sys.argv) > 4 else None
     answer = _private_stdout()
     started = time.perf_counter()
-    with load(folder, threads=threads, verify="off") as model:
+    with load(folder, threads=threads, verify="off", cuda_graph=cuda_graph) as model:
         answer({"load_seconds": time.perf_counter() - started})
         rng = np.random.default_rng(seed)
         for line in sys.stdin:

@@ -14,8 +14,8 @@ from onnxforge.runtimes.encoder_settings import read_encoder_settings
 from onnxforge.runtimes.errors import ArtifactError, RequestError
 from onnxforge.runtimes.generation_options import options_from_config
 from onnxforge.runtimes.session import (
-    CUDA,
     CUDA_GRAPH,
+    cuda_graph_hindrance,
     device_of,
     open_session,
     options_for,
@@ -125,24 +125,15 @@ def _provider_options(
     folder: Path, manifest: Manifest, provider: str, own: _OwnDraft, cuda_graph: bool | None
 ) -> dict[str, str]:
     """The options that `provider` gets; CUDA graphs are among them only if steps are to be recorded."""
-    options = dict(options_for(provider, manifest))
-    usual = options.pop(CUDA_GRAPH, "0") == "1"
-    hindrance = _hindrance(manifest, provider, own)
+    options = options_for(provider, manifest)
+    usual = manifest.provider_options.get(CUDA_GRAPH) == "1"
+    hindrance = cuda_graph_hindrance(manifest, provider)
+    if own.graph is not None:
+        hindrance = "the graph that leaves layers out has branches, and a recording has none"
     if cuda_graph and hindrance is not None:
         raise RequestError(f"{folder}: cuda_graph=True is not possible: {hindrance}.")
     wanted = usual if cuda_graph is None else cuda_graph
-    return {**options, CUDA_GRAPH: "1"} if wanted and hindrance is None else options
-
-
-def _hindrance(manifest: Manifest, provider: str, own: _OwnDraft) -> str | None:
-    """Why steps cannot be recorded as CUDA graphs, or nothing."""
-    reasons = (
-        (provider != CUDA, f"it runs on {provider}"),
-        (manifest.task != DECODER_TASK, "it is an encoder, and each batch has another size"),
-        (not manifest.shared_cache, "its cache grows at every step, and what is recorded has one size"),
-        (own.graph is not None, "the graph that leaves layers out has branches, and a recording has none"),
-    )
-    return next((reason for applies, reason in reasons if applies), None)
+    return {**options, CUDA_GRAPH: "1"} if wanted and hindrance is None else {**options}
 
 
 def _load_draft(

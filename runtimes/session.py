@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from onnxforge.runtimes.artifact import Manifest
+from onnxforge.runtimes.artifact import DECODER_TASK, Manifest
 from onnxforge.runtimes.errors import ArtifactError, RequestError
 from onnxforge.runtimes.gpu_host import GPU_PROVIDERS
 from onnxforge.runtimes.gpu_libraries import prepare
@@ -40,13 +40,25 @@ def device_of(provider: str) -> str:
 def options_for(provider: str, manifest: Manifest) -> Mapping[str, str]:
     """The provider options that `manifest` gives, where `provider` is the one it gives them for.
 
+    CUDA graphs are left out: a session that may record needs runs that say whether they do (`load`).
     TensorRT's engines take minutes to build: they are kept in the user's cache folder, unless the manifest
     says where else.
     """
     if provider != manifest.provider or not manifest.provider_options:
         return {}
-    caches = {f"{key}_path" for key in _CACHES if manifest.provider_options.get(f"{key}_enable") == "1"}
-    return {**dict.fromkeys(sorted(caches), str(_cache_folder())), **manifest.provider_options}
+    said = {key: value for key, value in manifest.provider_options.items() if key != CUDA_GRAPH}
+    caches = {f"{key}_path" for key in _CACHES if said.get(f"{key}_enable") == "1"}
+    return {**dict.fromkeys(sorted(caches), str(_cache_folder())), **said}
+
+
+def cuda_graph_hindrance(manifest: Manifest, provider: str) -> str | None:
+    """Why steps of the artifact's own graph cannot be recorded as CUDA graphs on `provider`, or nothing."""
+    reasons = (
+        (provider != CUDA, f"it runs on {provider}"),
+        (manifest.task != DECODER_TASK, "it is an encoder, and each batch has another size"),
+        (not manifest.shared_cache, "its cache grows at every step, and what is recorded has one size"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
 
 
 def provider_chain(provider: str, available: Sequence[str]) -> list[str]:

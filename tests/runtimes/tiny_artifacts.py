@@ -34,6 +34,8 @@ class Form:
     """Every run takes seconds, in a loop that can be interrupted."""
     int8: bool = False
     """The cache is int8, one scale per channel."""
+    bfloat16: bool = False
+    """Cache and logits are bfloat16, and what is between them float32 (without a shared cache)."""
     broken: bool = False
     """The logits are NaN."""
     padding: int = 0
@@ -178,7 +180,7 @@ _SPIN = """
 
 def decoder_graph(form: Form, seed: int = 0) -> ir.Model:
     weights = _weights(np.random.default_rng(seed), form)
-    kept = "int8" if form.int8 else "float"
+    kept = "int8" if form.int8 else "bfloat16" if form.bfloat16 else "float"
     past = ", ".join(
         f"{kept}[batch_size,{KV_HEADS},past,{HEAD_DIM}] past_key_values.{i}.{kind}"
         for i in range(LAYERS)
@@ -208,14 +210,20 @@ def decoder_graph(form: Form, seed: int = 0) -> ir.Model:
       begin = Neg(kept)
       last_x = Slice({x}, begin, end, first)
       logits = MatMul(last_x, head)"""
+    if form.bfloat16:
+        cache = r"present\.(\d)\.(key|value) = Concat<axis=2>\((\S+), (\w+)\)"
+        grown = r"o\2\1 = Cast<to=1>(\3) g\2\1 = Concat<axis=2>(o\2\1, \4) present.\1.\2 = Cast<to=16>(g\2\1)"
+        body = re.sub(cache, grown, body)
+        body = re.sub(r"present\.(\d)\.key, present\.\d\.value, allowed", r"gkey\1, gvalue\1, allowed", body)
+        tail = tail.replace("logits =", "exact =") + "\n logits = Cast<to=16>(exact)"
     if form.slow:
         tail = tail.replace("logits =", "quick =") + _SPIN
     if form.broken:
         tail = tail.replace("logits =", "finite =") + "\n nothing = Sub(finite, finite)\n"
         tail += " logits = Div(nothing, nothing)"
-    rows = VOCABULARY + form.padding
+    rows, said = VOCABULARY + form.padding, "bfloat16" if form.bfloat16 else "float"
     text = f"""<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
-    tiny ({inputs}, {past}, {declared}) => (float[batch_size,k,{rows}] logits, {present}) {{
+    tiny ({inputs}, {past}, {declared}) => ({said}[batch_size,k,{rows}] logits, {present}) {{
       {start}{_SHARED_MASK if form.shared else _PLAIN_MASK}{body}
       {tail}
     }}"""
