@@ -1,5 +1,6 @@
 """Load an artifact and run it: onnxruntime, numpy and tokenizers only."""
 
+from onnxforge.runtimes import whole_onnxruntime  # noqa: F401  (first: the others import onnxruntime)
 from onnxforge.runtimes.artifact import FileRecord, Manifest, read_manifest, write_manifest
 from onnxforge.runtimes.decoder import Decoder
 from onnxforge.runtimes.decoder_state import DecoderState

@@ -144,7 +144,12 @@ def _new_enough(host: Host, driver: Driver, traces: _Traces) -> Check:
         return Check("driver", True, f"For up to {shown}.")
     wanted = _DRIVER_OF.get(major, "current")
     remedy = f"Update the NVIDIA driver to version {wanted} or newer."
-    return Check("driver", False, f"It is for up to {shown}; onnxruntime-gpu needs CUDA {major}.", remedy)
+    return Check(
+        "driver",
+        False,
+        f"The NVIDIA driver is for up to {shown}; onnxruntime-gpu needs CUDA {major}.",
+        remedy,
+    )
 
 
 def _version(traces: _Traces) -> str:

@@ -23,8 +23,6 @@ _CPU = ("CPUExecutionProvider",)
 _NEXT = {"CPUExecutionProvider": (), "TensorrtExecutionProvider": ("CUDAExecutionProvider", *_CPU)}
 """By provider, who takes what it has no kernel for; the CPU's provider for all others."""
 _CACHES = ("trt_engine_cache", "trt_timing_cache")
-_GPU_FAILURE = "CUDA failure"
-"""How ONNX Runtime names what a function of CUDA returned; a GPU out of memory is told otherwise."""
 
 
 def provider_name(name: str) -> str:
@@ -99,7 +97,8 @@ def open_session(
             str(graph), settings, providers=chain, provider_options=own, enable_fallback=False
         )
     except Exception as error:
-        if provider in GPU_PROVIDERS and _GPU_FAILURE in str(error):
+        # What is wrong with a graph has classes of ONNX Runtime's own; providers raise this one.
+        if provider in GPU_PROVIDERS and isinstance(error, RuntimeError):
             raise RequestError(_unfit(graph, provider, str(error))) from error
         raise ArtifactError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
     if session.get_providers()[0] != provider:

@@ -133,7 +133,9 @@ def test_a_driver_for_an_older_cuda(tmp_path):
     load_module(tmp_path, "550.54.14")
     name, found, remedy = failed(host_with(tmp_path, FakeDriver(cuda=12040)))
     assert name == "driver"
-    assert found == "It is for up to CUDA 12.4, driver 550.54.14; onnxruntime-gpu needs CUDA 13."
+    assert (
+        found == "The NVIDIA driver is for up to CUDA 12.4, driver 550.54.14; onnxruntime-gpu needs CUDA 13."
+    )
     assert "580 or newer" in remedy
     assert check_gpu(host_with(tmp_path, FakeDriver(cuda=12040), cuda="12.8"))[1].held
 

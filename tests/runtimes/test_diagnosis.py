@@ -15,6 +15,7 @@ from gpu_hosts import (
     whole_host,
     write_distribution,
 )
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
 from onnxforge.runtimes import diagnosis
 from onnxforge.runtimes.diagnosis import diagnose, explain, short_reason, works
@@ -26,6 +27,7 @@ FAILURE = (
     "/src/cuda_call.cc:154 [with ERRTYPE = cudaError] CUDA failure 35: CUDA driver version is insufficient "
     "for CUDA runtime version ; GPU=-1 ; hostname=vm ; expr=cudaSetDevice(info_.device_id);"
 )
+TENSORRT_SAYS = "RegisterTensorRTPluginsAsCustomOps Please install TensorRT libraries as mentioned"
 
 
 def test_all_in_order(tmp_path):
@@ -131,7 +133,9 @@ def raises(error):
     return opened
 
 
-@pytest.mark.parametrize("opened", [lambda *a, **b: OnTheCpu(), raises(RuntimeError(FAILURE))])
+@pytest.mark.parametrize(
+    "opened", [lambda *a, **b: OnTheCpu(), raises(RuntimeError(FAILURE)), raises(RuntimeError(TENSORRT_SAYS))]
+)
 def test_a_session_that_does_not_start_says_what_is_missing_and_where_to_look(gpu_wheel, monkeypatch, opened):
     monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
     with pytest.raises(RequestError) as caught:
@@ -144,6 +148,6 @@ def test_a_session_that_does_not_start_says_what_is_missing_and_where_to_look(gp
 
 
 def test_a_broken_graph_is_not_blamed_on_cuda(gpu_wheel, monkeypatch):
-    monkeypatch.setattr(onnxruntime, "InferenceSession", raises(RuntimeError("Protobuf parsing failed.")))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", raises(InvalidProtobuf("Protobuf parsing failed.")))
     with pytest.raises(ArtifactError, match="Protobuf parsing failed"):
         open_session(Path("model.onnx"), CUDA, {}, None)
