@@ -144,13 +144,13 @@ def preflight(device: str, stand_in: bool, scale: int) -> tuple[dict[str, str], 
         facts = worker.ask(120, do="facts")
         card, cuda = facts["card"], facts["cuda"]
         if device == "cuda" and not card and not stand_in:
-            raise WorkerFailed("nvidia-smi names none, though the CUDA provider starts")
+            raise WorkerFailed("the driver names none, though the CUDA provider starts")
         ceilings = worker.ask(120, do="ceilings")
     name = card.get("name", "")
     if device == "cpu" or stand_in:
         name = f"{cpu_name()}, {_REHEARSAL}{' over stand-in libraries' if stand_in else ' on the CPU'}"
     identity = {"device": name, "onnxruntime": facts["onnxruntime"], "onnxforge": versions()["onnxforge"]}
-    identity |= {key: card[key] for key in ("driver", "memory_mib", "capability") if key in card}
+    identity |= {key: card[key] for key in ("driver", "memory", "capability") if key in card}
     return identity | {f"cuda {key}": value for key, value in cuda.items()}, ceilings
 
 

@@ -7,41 +7,47 @@ on random numbers: a copy (bytes read and written), the product of one row with 
 product of three equal sides. SCALE divides the sizes, so that a rehearsal on a CPU is over in seconds.
 """
 
-import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from gpu_process import serve
-from gpu_sessions import Bound, cuda_versions, medians, open_graph
+from gpu_sessions import CPU, CUDA, Bound, cuda_versions, medians, open_graph
 from onnx import ModelProto, helper, numpy_helper
+
+from onnxforge.runtimes.diagnosis import explain
+from onnxforge.runtimes.gpu_host import this_host
+from onnxforge.runtimes.nvidia_driver import ask_driver
 
 _COPIED, _ROW, _SQUARE = 1 << 30, 16384, 8192
 """Bytes of the copy, sides of the matrix that one row is multiplied with, sides of the large product."""
-_SMI = "name,driver_version,memory.total,compute_cap"
 
 
 def facts(device: str) -> dict[str, object]:
     """Name, memory and versions. Raises RuntimeError where the provider does not start."""
-    open_graph(_copy(np.float32), device)
+    try:
+        open_graph(_copy(np.float32), device)
+    except Exception as error:
+        raise RuntimeError(explain(CUDA if device == "cuda" else CPU, str(error))) from error
     found: dict[str, object] = {"onnxruntime": ort.__version__, "providers": ort.get_available_providers()}
     return found | {"cuda": cuda_versions() if device == "cuda" else {}, "card": card()}
 
 
 def card() -> dict[str, str]:
-    """What the driver says of the first GPU; empty without nvidia-smi or without a GPU."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return {}
-    asked = [command, "-i", "0", f"--query-gpu={_SMI}", "--format=csv,noheader,nounits"]
+    """What the driver says of the first GPU; empty where it knows none by name."""
+    host = this_host()
     try:
-        said = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
-    except subprocess.TimeoutExpired:
+        driver = ask_driver(host.open_library, host.system)
+    except (OSError, AttributeError):
         return {}
-    values = [value.strip() for value in said.stdout.splitlines()[0].split(",")] if said.stdout else []
-    names = ("name", "driver", "memory_mib", "capability")
-    return dict(zip(names, values, strict=True)) if len(values) == len(names) and not said.returncode else {}
+    if not driver.gpus or not driver.gpus[0].name:
+        return {}
+    gpu = driver.gpus[0]
+    found = {"name": gpu.name, "memory": f"{gpu.memory / 2**30:.0f} GiB"}
+    version = Path("/sys/module/nvidia/version")
+    found |= {"driver": version.read_text().strip()} if version.is_file() else {}
+    return found | {"capability": ".".join(map(str, gpu.capability))}
 
 
 def ceilings(device: str, scale: int) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
     python bench/gpu_forms_child.py DEVICE K N COPIES
 
-Requests: ``{"do": "open", "form": KEY}`` gives what ONNX Runtime made of it; ``{"do": "time", "form": KEY,
-"rows": M, "most": RUNS, "budget": SECONDS}`` gives milliseconds a product, launched one by one ("run") and
-replayed as a CUDA graph ("graph"), and the error of either against float32.
+Requests: ``{"do": "open", "form": KEY, "facts": true}`` gives what ONNX Runtime made of it; ``{"do": "time",
+"form": KEY, "rows": M, "most": RUNS, "budget": SECONDS}`` gives milliseconds a product, launched one by one
+("run") and replayed as a CUDA graph ("graph"), and the error of either against float32.
 """
 
 import sys
@@ -16,13 +16,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from gpu_forms import FORMS, Form, drawn, form_model
-from gpu_process import serve
+from gpu_process import one_line, serve
 from gpu_sessions import Bound, medians, open_graph
 
 _CHECKED = 16
 """Rows of the first product that are held against float32."""
-_SHOWN = 200
-"""Characters of why nothing was captured."""
 _ASKED_PLACES = {"session.record_ep_graph_assignment_info": "1"}
 
 
@@ -41,13 +39,13 @@ class Forms:
     def answer(self, request: dict) -> dict:
         form = next(form for form in FORMS if form.key == request["form"])
         if request["do"] == "open":
-            return self._open(form)
+            return self._open(form, request["facts"])
         return self._time(form, request["rows"], request["most"], request["budget"])
 
-    def _open(self, form: Form) -> dict:
-        """Facts from a single product, then the session that is timed."""
-        single = form_model(form, self._weight, 1, self._float_type)
-        facts = rewritten(single, self._device, form)
+    def _open(self, form: Form, asked: bool) -> dict:
+        """The session that is timed; and if ``asked``, facts from one of a single product."""
+        single = form_model(form, self._weight, 1, self._float_type) if asked else None
+        facts = rewritten(single, self._device, form) if single else {}
         model = form_model(form, self._weight, self._copies, self._float_type)
         captures = self._device == "cuda"
         try:
@@ -73,7 +71,7 @@ class Forms:
                 found |= self._timed(form, session, rows, most, budget)
             except Exception as error:
                 self._sessions[form.key] = session, False
-                found["no_graph"] = " ".join(str(error).split())[:_SHOWN]
+                found["no_graph"] = one_line(str(error))
         return found
 
     def _timed(

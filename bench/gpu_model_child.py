@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from gpu_process import serve
+from gpu_process import one_line, serve
 from gpu_sessions import cuda_versions, memory_used
 from row_independence import independence
 from speculative_graph import Generate, behind_first, graph, host
@@ -40,18 +40,19 @@ class Artifact:
         self._model: Decoder | Encoder | None = None
         self._rng = np.random.default_rng(0)
         self._taken = 0
+        self._warned: set[str] = set()
 
     def answer(self, request: dict) -> dict:
         """What the request is answered with, what the process has taken of the device's memory by now, and
-        what it warned of: the runtime goes on without CUDA graphs where they fail, and says so."""
+        what it has warned of: the runtime goes on without CUDA graphs where they fail, and says so once."""
         asked = {key: value for key, value in request.items() if key != "do"}
         before = memory_used(self._device)  # other processes wait meanwhile; asking makes the CUDA context
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", RuntimeWarning)
             found = getattr(self, f"do_{request['do']}")(**asked)
         self._taken += memory_used(self._device) - before
-        said = sorted({" ".join(str(warning.message).split())[:200] for warning in heard})
-        return found | {"own_bytes": self._taken, "warnings": said}
+        self._warned |= {one_line(str(warning.message)) for warning in heard}
+        return found | {"own_bytes": self._taken, "warnings": sorted(self._warned)}
 
     def do_load(self, cuda_graph: bool | None = None) -> dict:
         started = time.perf_counter()

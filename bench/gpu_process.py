@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-_SHOWN = 300
-"""Characters of an error that are kept."""
+_FIRST, _LAST = 100, 300
+"""Characters of an error that are kept: what it is comes first, and the reason last."""
 
 
 class WorkerFailed(Exception):
@@ -81,18 +81,25 @@ class Worker:
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"ended with {code}: {' / '.join(said[-3:])[-_SHOWN:] or 'it said nothing'}"
+        return f"ended with {code}: {' / '.join(said[-3:])[-_LAST:] or 'it said nothing'}"
 
 
 def library_path() -> str:
     """``LD_LIBRARY_PATH`` with the folders of pip's CUDA packages, wherever on the path of modules they are.
 
-    ONNX Runtime's own `preload_dlls` looks beside itself only, and misses those of another environment.
+    ONNX Runtime's own `preload_dlls` looks beside itself only, and misses those of another environment. cuDNN
+    is opened by its name only when a kernel asks for it, as MultiHeadAttention's does.
     """
     roots = dict.fromkeys([*sys.path, *site.getsitepackages()])
     found = [str(path) for root in roots if root for path in sorted(Path(root).glob("nvidia/*/lib"))]
     said = os.environ.get("LD_LIBRARY_PATH")
     return ":".join([*([said] if said else []), *found])
+
+
+def one_line(text: str) -> str:
+    """Start and end of what ONNX Runtime says at length."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _FIRST + _LAST else f"{flat[:_FIRST]} ... {flat[-_LAST:]}"
 
 
 def serve(answer: Callable[[dict], Mapping[str, object]]) -> None:
@@ -103,5 +110,5 @@ def serve(answer: Callable[[dict], Mapping[str, object]]) -> None:
         try:
             said = dict(answer(json.loads(line)))
         except Exception as error:
-            said = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:_SHOWN]}
+            said = {"error": one_line(f"{type(error).__name__}: {error}")}
         channel.write(json.dumps(said) + "\n")

@@ -27,10 +27,9 @@ class Shape:
     columns: int
     copies: int
 
-    def key(self, form: Form, rows: int | None = None) -> str:
-        """Of the row that says how the form fared with ``rows`` rows, or what became of its graph."""
-        name = f"{self.inner}x{self.columns}"
-        return f"form/{name}/{form.key}" if rows is None else f"product/{name}/{rows}/{form.key}"
+    def key(self, form: Form, rows: int) -> str:
+        """Of the row that says how the form fared with ``rows`` rows."""
+        return f"product/{self.inner}x{self.columns}/{rows}/{form.key}"
 
 
 @dataclass
@@ -40,28 +39,45 @@ class _Bench:
     hour: Hour
     shape: Shape
     worker: Worker
-    open: list[Form] = field(default_factory=list)
+    open: dict[str, Form] = field(default_factory=dict)
 
     def start(self, forms: Sequence[Form]) -> None:
-        """Open them; a form that takes the process with it is left out, and the others begin anew."""
-        self.open = []
+        """Open them. A form that does not open takes its process with it, and the others begin anew."""
+        self.open.clear()
         for form in forms:
             if self.hour.over():
                 return
+            known = f"form/{form.key}"
             try:
-                found = self.worker.ask(_LOADING, do="open", form=form.key)
+                found = self.worker.ask(
+                    _LOADING, do="open", form=form.key, facts=not self.hour.rows.has(known)
+                )
             except WorkerFailed as failure:
-                self.failed(form, None, failure)
+                self.record(known, failure)
+                self.renew()
                 self.start([other for other in forms if other != form])
                 return
-            self.hour.rows.add(self.shape.key(form), form=form.key, summary=form.summary, **found)
-            self.open.append(form)
+            if "operators" in found:
+                self.hour.rows.add(known, form=form.key, summary=form.summary, **found)
+            self.open[form.key] = form
 
-    def failed(self, form: Form, rows: int | None, failure: WorkerFailed) -> None:
-        """Record it, and go on in a new process, where nothing is open."""
-        key = self.shape.key(form, rows)
+    def record(self, key: str, failure: WorkerFailed) -> None:
+        """Keep what went wrong."""
         self.hour.rows.add(key, error=str(failure))
         self.hour.tell(f"{key}: {failure}")
+
+    def works(self, rows: int) -> bool:
+        """Whether the process still computes: some failures leave the CUDA context as it was."""
+        base = FORMS[0].key
+        try:
+            return base in self.open and bool(
+                self.worker.ask(_TIMING, do="time", form=base, rows=rows, most=5, budget=0.0)
+            )
+        except WorkerFailed:
+            return False
+
+    def renew(self) -> None:
+        """A new process, in which nothing is open."""
         self.worker.close()
         self.worker = _worker(self.hour, self.shape)
 
@@ -86,21 +102,24 @@ def measure_products(
 
 
 def _measure_rows(bench: _Bench, rows: int, rounds: int) -> None:
-    answers: dict[str, list[dict]] = {form.key: [] for form in bench.open}
+    answers: dict[str, list[dict]] = {key: [] for key in bench.open}
+    failed: set[str] = set()
     for number in range(rounds):
-        for form in list(bench.open)[:: -1 if number % 2 else 1]:
-            if bench.hour.over() or form not in bench.open:
+        for form in list(bench.open.values())[:: -1 if number % 2 else 1]:
+            if bench.hour.over() or form.key in failed:
                 continue
             limits = {"most": _MOST, "budget": _BUDGET}
             try:
                 found = bench.worker.ask(_TIMING, do="time", form=form.key, rows=rows, **limits)
             except WorkerFailed as failure:
-                others = [other for other in bench.open if other != form]
-                bench.failed(form, rows, failure)
-                bench.start(others)
+                failed.add(form.key)
+                bench.record(bench.shape.key(form, rows), failure)
+                if not bench.works(rows):
+                    bench.renew()
+                    bench.start([other for key, other in bench.open.items() if key != form.key])
                 continue
             answers[form.key].append(found)
-    for form in bench.open:
+    for form in bench.open.values():
         if len(answers[form.key]) == rounds:
             facts = {"form": form.key, "rows": rows, **asdict(bench.shape)}
             bench.hour.rows.add(bench.shape.key(form, rows), **facts, **_summary(answers[form.key]))

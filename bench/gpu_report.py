@@ -9,8 +9,7 @@ from record import record
 
 from onnxforge.compiler.markdown_table import table
 
-_PRODUCTS = ("K x N", "M", "form", "run, us", "replayed, us", "of the bound", "error")
-_FORMS = ("form", "written as", "operators after ONNX Runtime's optimizations", "nodes before them")
+_FORMS = ("form", "written as", "operators after ONNX Runtime's optimizations", "nodes before them", "error")
 _QUALITY = ("model", "target", "ratio to cpu-fp32", "top-1", "largest difference")
 _ITSELF = ("top-1, to itself on the CPU", "largest difference to it")
 _LOOPS = (
@@ -44,7 +43,7 @@ def _parts(rows: Rows) -> list[str]:
         ("Which form is fastest", *gpu_table.winner_table(rows, 8)),
         ("Which form of 4 bits is fastest", *gpu_table.winner_table(rows, 4)),
         ("What becomes of the forms", _FORMS, gpu_table.form_table(rows)),
-        ("Products", _PRODUCTS, gpu_table.product_table(rows)),
+        ("Products, in microseconds (percent of the bound)", *gpu_table.product_table(rows)),
         ("Quality", (*_QUALITY, *_ITSELF), gpu_table.quality_table(rows)),
         ("The loop in the graph", _LOOPS, gpu_table.loop_table(rows)),
         ("A step of eight tokens against eight steps", _ROWS, gpu_table.independence_table(rows)),
@@ -64,6 +63,7 @@ def _ceilings(rows: Rows) -> str:
         f"{found['operations_per_second'] / 1e9:,.0f} GFLOP/s in a large product, all through ONNX Runtime; "
         "the bound of a step is its weights and cache over the faster of the two, that of a prompt its "
         "products with weights over the third. Weights are random except in smollm2-135m and minilm-l6. "
-        "Targets without a note: no CUDA graph. Speeds are medians of rounds that took turns; spread: of the "
-        "rounds' medians."
+        "Targets without a note: no CUDA graph; a star: the runtime warned, see above. Speeds are medians of "
+        "rounds that took turns; spread: of the rounds' medians. Memory: what the process took of the "
+        "device's, CUDA's own left out. Products are replayed as CUDA graphs where that works."
     )

@@ -35,7 +35,9 @@ def open_graph(
         settings.optimized_model_filepath = optimized
     first = (_PROVIDERS[device], dict(options or {}))
     chain = [first] if device == "cpu" else [first, (CPU, {})]
-    session = ort.InferenceSession(model.SerializeToString(), settings, providers=chain)
+    session = ort.InferenceSession(
+        model.SerializeToString(), settings, providers=chain, enable_fallback=False
+    )
     if session.get_providers()[0] != _PROVIDERS[device]:
         raise RuntimeError(f"{_PROVIDERS[device]} did not start: libraries, driver or device are missing")
     return session

@@ -138,10 +138,10 @@ def _measure_cell(hour: Hour, runners: Runners, cell: Cell, rounds: int, steps: 
                 hour.tell(f"{key}: {failure}")
                 runners.workers.pop(variant).close()
                 continue
-            if number >= 0:
-                answers[variant].append(found)
+            answers[variant].append(found)
     for variant in runners.workers:
-        values = _summary(answers[variant], cell)
+        values = _summary(answers[variant][1:], cell)
+        said = {line for answer in answers[variant] for line in answer["warnings"]}
         key = _key(runners.model, cell, variant)
         hour.rows.add(
             key,
@@ -152,6 +152,7 @@ def _measure_cell(hour: Hour, runners: Runners, cell: Cell, rounds: int, steps: 
             context=cell.context,
             rounds=rounds,
             steps=steps,
+            warnings=sorted(said),
             **values,
         )
 
@@ -168,7 +169,6 @@ def _summary(answers: Sequence[dict], cell: Cell) -> dict[str, object]:
         "slowest_step": max(max(answer["step_seconds"]) for answer in answers),
         "cache_bytes": answers[-1]["cache_bytes"],
         "own_bytes": answers[-1]["own_bytes"],
-        "warnings": sorted({line for answer in answers for line in answer["warnings"]}),
     }
 
 

@@ -43,7 +43,7 @@ def speed_table(rows: Rows) -> list[Cells]:
         lines.append(
             (
                 row["model"],
-                row["variant"],
+                row["variant"] + (" *" if row.get("warnings") else ""),
                 f"{row['batch']} x {row['context']}",
                 f"{row['prefill_rate']:,.0f}",
                 _times(row, base, "prefill_rate"),
@@ -81,20 +81,18 @@ def bounds(row: Row, costs: Decoder, ceilings: Ceilings) -> tuple[str, str]:
     return f"{prefill:.0f}%", f"{decode:.0f}%"
 
 
-def product_table(rows: Rows) -> list[Cells]:
-    """One line for every shape, M and form."""
-    ceilings, lines = ceilings_of(rows), []
+def product_table(rows: Rows) -> tuple[Cells, list[Cells]]:
+    """One line for every shape and M: microseconds of each form, and percent of the bound."""
+    ceilings = ceilings_of(rows)
+    lines: dict[tuple[str, int], dict[str, str]] = {}
     for row in rows.under("product/"):
-        reached = ""
+        cell = f"{row['ms'] * 1e3:,.1f}"
         if ceilings:
-            floor = product_of(row, rows).floor(ceilings)
-            reached = f"{percent(floor, row['ms'] / 1e3):.0f}%"
-        graph = f"{row['graph_ms'] * 1e3:,.1f}" if "graph_ms" in row else ""
-        shape = f"{row['inner']} x {row['columns']}"
-        error = f"{100 * float(row['error_of']):.2g}%"
-        numbers = (f"{row['run_ms'] * 1e3:,.1f}", graph, reached, error)
-        lines.append((shape, str(row["rows"]), row["form"], *numbers))
-    return lines
+            cell += f" ({percent(product_of(row, rows).floor(ceilings), row['ms'] / 1e3):.0f}%)"
+        lines.setdefault((f"{row['inner']} x {row['columns']}", row["rows"]), {})[row["form"]] = cell
+    keys = [form.key for form in FORMS]
+    header = ("K x N", "M", *keys)
+    return header, [(s, str(m), *(cells.get(key, "") for key in keys)) for (s, m), cells in lines.items()]
 
 
 def product_of(row: Row, rows: Rows) -> Product:
@@ -141,13 +139,19 @@ def winner_table(rows: Rows, bits: int) -> tuple[Cells, list[Cells]]:
 
 
 def form_table(rows: Rows) -> list[Cells]:
-    """What ONNX Runtime made of each form, of the first shape that was opened."""
-    seen: dict[str, Row] = {}
-    for row in rows.under("form/"):
-        seen.setdefault(row["form"], row)
+    """What ONNX Runtime made of each form, and how far its products are from float32 at most."""
+    errors: dict[str, float] = {}
+    for row in rows.under("product/"):
+        errors[row["form"]] = max(errors.get(row["form"], 0.0), float(row["error_of"]))
     return [
-        (row["form"], row["summary"], " ".join(row["operators"]), ", ".join(row["places"]))
-        for row in seen.values()
+        (
+            row["form"],
+            row["summary"],
+            " ".join(row["operators"]),
+            ", ".join(row["places"]),
+            f"{100 * errors[row['form']]:.2g}%" if row["form"] in errors else "",
+        )
+        for row in rows.under("form/")
     ]
 
 

@@ -16,8 +16,12 @@ CANDIDATE = "cuda-int8"
 def verdict(rows: Rows) -> list[str]:
     """Sentences: the aims with what was measured, which form won where, what is missing."""
     said = [*_aims(rows), *_forms(rows)]
-    warned = {line for row in rows.under("speed/") for line in row.get("warnings", [])}
-    return said + [f"Warned: {line}" for line in sorted(warned)]
+    warned = Counter(
+        f"{row['model']} {row['variant']}: {line}"
+        for row in rows.under("speed/")
+        for line in row.get("warnings", [])
+    )
+    return said + [f"Warned, in {count} cells: {line}" for line, count in sorted(warned.items())]
 
 
 def ratios(rows: Rows, name: str) -> dict[str, dict[str, float]]:
