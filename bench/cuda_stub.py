@@ -25,7 +25,9 @@ _WRITTEN = {
     "cudaRuntimeGetVersion": "(int *v) { *v = 13000; return 0; }",
     "cudaDriverGetVersion": "(int *v) { *v = 13000; return 0; }",
     "cudaMemGetInfo": "(size_t *f, size_t *t) { *f = *t = (size_t)1 << 36; return 0; }",
-    "cudaMalloc": "(void **p, size_t n) { *p = calloc(1, n ? n : 1); return *p ? 0 : 2; }",
+    # As aligned as real device memory: kernels are refused on the host for less.
+    "cudaMalloc": "(void **p, size_t n) { n = n / 256 * 256 + 256; *p = aligned_alloc(256, n); "
+    "return *p ? (memset(*p, 0, n), 0) : 2; }",
     "cudaMallocHost": "(void **p, size_t n) { *p = calloc(1, n ? n : 1); return *p ? 0 : 2; }",
     "cudaHostAlloc": "(void **p, size_t n, unsigned f) { *p = calloc(1, n ? n : 1); return *p ? 0 : 2; }",
     "cudaFree": "(void *p) { free(p); return 0; }",

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from onnxforge.compiler.cuda_limits import is_left_to_cpu
 from onnxforge.compiler.structure_check import operator_name
 
 SOURCE = "kernels of onnxruntime-gpu 1.31.1"
@@ -52,9 +53,12 @@ class CudaKernel:
 
 
 def kernel_for(node: ir.Node, opset: int) -> CudaKernel | None:
-    """The kernel that CUDA has for ``node``; ``opset`` is the graph's, of the node's own domain."""
+    """The kernel that CUDA has for ``node``; ``opset`` is the graph's, of the node's own domain.
+
+    None too where the provider gives such a node away for its attributes.
+    """
     rows = _table().get(operator_name(node), ())
-    if not rows:
+    if not rows or is_left_to_cpu(node):
         return None
     version = opset if node.domain not in ("", "ai.onnx") else _since(node.op_type, opset)
     return next((row for row in rows if row.implements(version) and row.takes(node)), None)

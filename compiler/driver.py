@@ -19,6 +19,7 @@ from onnxforge.compiler.errors import BudgetMissed
 from onnxforge.compiler.failpoints import failpoint
 from onnxforge.compiler.manifest import with_new_files
 from onnxforge.compiler.observe import Ledger, graph_stats
+from onnxforge.compiler.placement_report import broken_promises, report_placement
 from onnxforge.compiler.progress import Progress, Silent, Within
 from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
 from onnxforge.compiler.provider_here import stand_in
@@ -75,6 +76,9 @@ def compile_model(
         proof = Proof()
         if request.proof:
             proof = _proven(request, parts, watch, folder, source, exported, built)
+        else:
+            proof = Proof(missed=broken_promises(report_placement(folder, built.manifest)))
+            _check_missed(request, proof, "")
         manifest = _seal(folder, built, request, proof)
         publish.swap(folder, request.output)
     return CompileResult(
@@ -172,12 +176,18 @@ def _proven(
     if proof.missed and not request.allow_missed_budget:
         kept = Path(tempfile.mkdtemp(prefix="onnxforge-report-"))
         shutil.copytree(folder / "report", kept, dirs_exist_ok=True)
+        _check_missed(request, proof, f"; the report is in {kept}")
+    return proof
+
+
+def _check_missed(request: CompileRequest, proof: Proof, kept: str) -> None:
+    """Refuse to publish what misses its budget; without a proof that is where its nodes would run."""
+    if proof.missed and not request.allow_missed_budget:
         raise BudgetMissed(
             f"Target `{request.target.name}` misses its budget: {'; '.join(proof.missed)}. "
-            f"{proof.worst}{' ' if proof.worst else ''}Nothing was published; the report is in {kept}. "
+            f"{proof.worst}{' ' if proof.worst else ''}Nothing was published{kept}. "
             "Publish it all the same with `--allow-missed-budget`."
         )
-    return proof
 
 
 def _seal(folder: Path, built: Built, request: CompileRequest, proof: Proof) -> Manifest:

@@ -20,6 +20,7 @@ from onnxforge.compiler.structure_check import HALVES
 _SMALL = 100
 """Elements of a constant that counts as small: ``kSmallInitializerThreshold``."""
 _SUBGRAPH = "Loop"
+_CACHE = ("past_key_values.", "present.")
 _CARRIED = 2
 """Inputs of a Loop, and of its body, before what it carries: trip count and condition."""
 
@@ -31,7 +32,8 @@ class Copy:
     value: ir.Value
     to_host: bool
     how: str
-    """``Memcpy`` (a node that ONNX Runtime inserts), or ``carried`` (at the edge of a Loop's body)."""
+    """``Memcpy`` (a node that ONNX Runtime inserts), ``carried`` (at the edge of a Loop's body), ``fed`` or
+    ``fetched`` (an input or output of the whole graph, which the caller has on the CPU)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class PlacedGraph:
     unsupported: tuple[ir.Node, ...]
     """Those of ``host`` for which CUDA has no kernel; the others are small."""
     copies: tuple[Copy, ...]
+    edges: tuple[Copy, ...] = ()
+    """What the caller feeds and fetches, of a file's outermost graph; the cache stays where it is."""
 
 
 def place(model: ir.Model) -> tuple[PlacedGraph, ...]:
@@ -71,6 +75,7 @@ class _Placer:
             tuple(node for node in nodes if node not in on_cuda),
             tuple(node for node in nodes if kernels[node] is None),
             tuple(_copies(graph, nodes, on_cuda, parent)),
+            tuple(_edges(graph, nodes, on_cuda)) if parent is None else (),
         )
         for node in nodes:
             for name, attribute in node.attributes.items():
@@ -173,3 +178,21 @@ def _copies(
                 yield Copy(value, to_host=False, how="carried")
         if graph.outputs[0] in device_makes:
             yield Copy(graph.outputs[0], to_host=True, how="carried")
+
+
+def _edges(graph: ir.Graph, nodes: list[ir.Node], on_cuda: dict[ir.Node, CudaKernel]) -> Iterator[Copy]:
+    """Inputs that CUDA reads alone (those that the CPU reads too have a Memcpy node), and what CUDA gives."""
+    host = set(nodes) - on_cuda.keys()
+    for value in graph.inputs:
+        readers = [(node, on_cuda.get(node), index) for node, index in value.uses()]
+        there = [node not in host and (kernel is None or i not in kernel.host) for node, kernel, i in readers]
+        if there and all(there) and not _is_cache(value):
+            yield Copy(value, to_host=False, how="fed")
+    for value in graph.outputs:
+        maker = value.producer()
+        if maker in on_cuda and maker.op_type not in HOST_OUTPUTS and not _is_cache(value):
+            yield Copy(value, to_host=True, how="fetched")
+
+
+def _is_cache(value: ir.Value) -> bool:
+    return (value.name or "").startswith(_CACHE)

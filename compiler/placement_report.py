@@ -8,34 +8,34 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from onnxforge.compiler.crossing import CONTEXT, ROWS, TEXT, TOKEN, CopyFact, copy_fact, crossing_lines
+from onnxforge.compiler.cuda_limits import Outcome, broken_limits
 from onnxforge.compiler.loop_check import has_loop
 from onnxforge.compiler.markdown_table import table
-from onnxforge.compiler.placement import Copy, place
+from onnxforge.compiler.placement import PlacedGraph, place
 from onnxforge.compiler.structure_check import FLOATS, HALVES, StructureCheck, listed, operator_name
 from onnxforge.compiler.targets import CUDA
 from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
 from onnxforge.runtimes.artifact import Manifest
 
-CONTEXT, ROWS = 1024, 8
-"""What sizes that a graph leaves open are taken for: tokens of context, and rows of anything else."""
-_LONG = ("capacity", "numbers_and_tokens", "past", "total")
 _HOT = ("Attention", "Conv", "Gelu", "Gemm", "MatMul", "MatMulNBits", "Normalization", "Softmax", "Embed")
 _ACTIVATION_RANK = 3
 _TOLD = 12
+_REFUSED = (Outcome.OPEN, Outcome.RUN)
+_CUDNN = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 _LOOP, _FEW_BYTES = "Loop.body", 1 << 16
 _INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 @dataclass(frozen=True)
-class CopyFact:
-    """One value that crosses in each run of its graph."""
+class LimitFact:
+    """One node beyond what its CUDA kernel takes."""
 
-    value: str
-    way: str
-    """``to the CPU`` or ``to the GPU``."""
-    how: str
-    bytes: int
-    """With ``CONTEXT`` and ``ROWS`` for open sizes."""
+    node: str
+    limit: str
+    outcome: Outcome
+    found: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class PlacementPart:
     hot: tuple[str, ...]
     """Those on the CPU that work on activations, weights or the cache, whatever the reason."""
     copies: tuple[CopyFact, ...]
+    edges: tuple[CopyFact, ...] = ()
+    """What the caller feeds and fetches in each run, of a file's outermost graph."""
+    limits: tuple[LimitFact, ...] = ()
+    each: str = "text"
+    """What one run of the file's outermost graph is for: a ``token``, or a ``text``."""
 
 
 def report_placement(folder: Path, manifest: Manifest) -> tuple[PlacementPart, ...]:
@@ -68,6 +73,8 @@ def load_typed(path: Path) -> ir.Model:
 
 def placement_parts(model: ir.Model, file: str) -> Iterator[PlacementPart]:
     """The same of one model, whose values have their types."""
+    generates = any((value.name or "").startswith("past_key_values.") for value in model.graph.inputs)
+    sizes, each = (TOKEN, "token") if generates else (TEXT, "text")
     for placed in place(model):
         yield PlacementPart(
             file=file,
@@ -76,12 +83,15 @@ def placement_parts(model: ir.Model, file: str) -> Iterator[PlacementPart]:
             on_cpu=len(placed.host),
             lacking=tuple(_named(node) for node in placed.unsupported),
             hot=tuple(_named(node) for node in placed.host if is_hot(node)),
-            copies=tuple(map(_fact, placed.copies)),
+            copies=tuple(copy_fact(copy, sizes) for copy in placed.copies),
+            edges=tuple(copy_fact(copy, sizes) for copy in placed.edges),
+            limits=tuple(_beyond(placed)),
+            each=each,
         )
 
 
 def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...]:
-    """Two rules: what computes stays on the GPU (required), and what crosses in a step is small."""
+    """Required: what computes stays on the GPU, and its kernels take it. The others are told."""
     if not parts:
         return ()
     hot = Counter(f"{name} in {part.file} {part.graph}" for part in parts for name in part.hot)
@@ -93,6 +103,11 @@ def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...
         for copy in part.copies
         if copy.bytes > _FEW_BYTES
     )
+    refused = Counter(
+        f"{limit.node}: {limit.found} ({limit.outcome.words}; {limit.advice})"
+        for limit in _limits(parts, *_REFUSED)
+    )
+    needing = Counter(limit.node.split(" ", 1)[0] for limit in _limits(parts, Outcome.CUDNN))
     counts = "; ".join(f"{len(part.copies)} in {part.file} {part.graph}" for part in steps if part.copies)
     return (
         StructureCheck(
@@ -100,6 +115,18 @@ def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...
             found=listed(hot) or f"all of {sum(part.on_cuda for part in parts)} nodes there",
             held=not hot,
             required=True,
+        ),
+        StructureCheck(
+            rule="every node is within the limits of its CUDA kernel",
+            found=listed(refused) or f"all of {sum(part.on_cuda for part in parts)} nodes there",
+            held=not refused,
+            required=True,
+        ),
+        StructureCheck(
+            rule="nothing needs cuDNN, which onnxruntime-gpu alone does not bring",
+            found=f"{listed(needing)}: {_CUDNN}" if needing else "nothing does",
+            held=not needing,
+            required=False,
         ),
         StructureCheck(
             rule=f"no copy between CPU and CUDA in a step is over {_FEW_BYTES:,} bytes",
@@ -110,21 +137,31 @@ def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...
     )
 
 
+def broken_promises(parts: Sequence[PlacementPart]) -> tuple[str, ...]:
+    """What a compile fails for, in the words of its error."""
+    return tuple(
+        f"promised that {check.rule}, found {check.found}"
+        for check in check_placement(parts)
+        if check.required and not check.held
+    )
+
+
 def placement_section(parts: Sequence[PlacementPart]) -> str:
     """The section of the report; nothing where there is nothing to tell."""
     if not parts:
         return ""
     head = (
         "## Placement\n\nWhere ONNX Runtime would run each node, predicted from CUDA's kernels and its own "
-        f"rules; bytes with {CONTEXT:,} tokens of context and {ROWS} rows. What `main` copies it copies "
-        "once a run, what a Loop's body does in each step, what a branch does where that is taken.\n\n"
+        f"rules; bytes for one text, {CONTEXT:,} tokens of context and {ROWS} rows of anything else. What "
+        "`main` copies it copies once a run, what a Loop's body does in each step, what a branch does where "
+        "that is taken.\n\n"
     )
     rows = [
         (f"`{p.file}` {p.graph}", f"{p.on_cuda}", f"{p.on_cpu}", f"{len(p.copies)}", _number(p.copies))
         for p in parts
     ]
     lines = table(("graph", "on CUDA", "on the CPU", "copies", "bytes"), rows, right=(1, 2, 3, 4))
-    told = [line for part in parts for line in _details(part)]
+    told = [*crossing_lines(parts), *(line for part in parts for line in _details(part))]
     return head + lines + ("\n" + "\n".join(told) + "\n" if told else "")
 
 
@@ -135,10 +172,25 @@ def _details(part: PlacementPart) -> Iterator[str]:
     if part.lacking:
         kinds = Counter(name.split(" ", 1)[0] for name in part.lacking)
         yield f"- {where}: no CUDA kernel for {', '.join(f'{kind} ({n}x)' for kind, n in kinds.items())}"
+    for limit in part.limits:
+        if limit.outcome in _REFUSED:
+            yield f"- {where}: **beyond its kernel**: {limit.node}: {limit.found}; {limit.outcome.words}"
     for copy in part.copies[:_TOLD]:
         yield f"- {where}: `{copy.value}` {copy.way}, {copy.bytes:,} bytes ({copy.how})"
     if len(part.copies) > _TOLD:
         yield f"- {where}: {len(part.copies) - _TOLD} more"
+
+
+def _limits(parts: Sequence[PlacementPart], *outcomes: Outcome) -> Iterator[LimitFact]:
+    return (limit for part in parts for limit in part.limits if limit.outcome in outcomes)
+
+
+def _beyond(placed: PlacedGraph) -> Iterator[LimitFact]:
+    """What kernels of a graph's nodes do not take; what CUDA gives away is among ``unsupported``."""
+    for node in (*placed.provider, *placed.unsupported):
+        for broken in broken_limits(node):
+            limit = broken.limit
+            yield LimitFact(_named(node), limit.name, limit.outcome, broken.found, limit.advice)
 
 
 def _number(copies: Sequence[CopyFact]) -> str:
@@ -170,18 +222,3 @@ def is_hot(node: ir.Node) -> bool:
 def _is_weightless(value: ir.Value) -> bool:
     """A constant of one element: no activation."""
     return value.const_value is not None and value.const_value.size <= 1
-
-
-def _fact(copy: Copy) -> CopyFact:
-    value = copy.value
-    sizes = value.shape if value.shape is not None else (ROWS,)
-    elements = 1
-    for size in sizes:
-        elements *= size if isinstance(size, int) else _assumed(str(size), copy)
-    width = value.dtype.bitwidth if value.dtype is not None else 64
-    way = "to the CPU" if copy.to_host else "to the GPU"
-    return CopyFact(value.name or "", way, copy.how, elements * width // 8)
-
-
-def _assumed(name: str, copy: Copy) -> int:
-    return CONTEXT if copy.how == "carried" or any(word in name for word in _LONG) else ROWS

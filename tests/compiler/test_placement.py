@@ -167,7 +167,8 @@ def test_a_planted_operator_in_the_body_is_caught(loop):
     planted.outputs[0].name = "planted_output"
     found = tuple(parts(model).values())
     assert [part.hot for part in found if part.graph == BODY] == [("Asinh planted",)]
-    hot, _ = check_placement(found)
+    hot, limits, *_ = check_placement(found)
+    assert limits.held
     assert (hot.held, hot.required) == (False, True)
     assert "Asinh planted in onnx/model_spec.onnx main/Loop.body" in hot.found
     page = placement_section(found)
@@ -188,3 +189,28 @@ def test_the_report_lists_what_crosses(loop):
     assert "`loop/accept/state` to the GPU, 8,192 bytes (carried)" in page
     assert all(check.held for check in check_placement(found))
     assert AddSpeculativeLoop.file == "onnx/model_spec.onnx"
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_export: Callable[..., ir.Model]) -> tuple[PlacementPart, ...]:
+    model = tiny_export("llama")
+    for step in pipeline.parse(find_target("cuda-fp16").passes):
+        if not isinstance(step, DerivingPass):
+            step(model)
+    return tuple(placement_parts(typed(model), "onnx/model.onnx"))
+
+
+def test_a_token_moves_ids_mask_and_logits(decoder: tuple[PlacementPart, ...]):
+    page = placement_section(decoder)
+    mask, logits = 8 * 1024, 97 * 2
+    assert f"**each token** moves {8 + mask:,} bytes to the GPU and {logits:,} back" in page
+    assert f"`input_ids` 8, `attention_mask` {mask:,}, `logits` {logits:,}" in page
+    assert {fact.value for fact in decoder[0].edges} == {"input_ids", "attention_mask", "logits"}, "no cache"
+
+
+def test_a_step_of_the_loop_and_its_run_are_told_apart(loop):
+    page = placement_section(tuple(parts(loop("llama", "cuda-fp16")).values()))
+    (line,) = [line for line in page.splitlines() if "**each step**" in line]
+    assert "moves 8,256 bytes to the GPU and 8,320 back" in line
+    assert "where it draws tokens 32 bytes to the GPU" in line
+    assert "a whole run" in line
