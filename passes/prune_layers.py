@@ -14,6 +14,7 @@ from onnxforge.passes.layer_ranks import ranked
 from onnxforge.passes.layers import LayersNotFound, LayerUnit, Span, find_layers, spans_of
 from onnxforge.passes.matching import is_op, redirect, remove_dead
 from onnxforge.passes.removed_layers import remember_removed, removed
+from onnxforge.passes.removed_units import forget_units
 from onnxforge.passes.unpruned import remember_unpruned
 
 WHAT = "removed"
@@ -39,7 +40,8 @@ class PruneLayers(GraphPass):
     stays (masks, rotation tables); a size that was read off its cache is read off another's. Whatever else
     reads a value of a removed layer is named, and nothing is changed. Nodes and values keep their names, only
     inputs and outputs are numbered anew; the layers and their numbers are kept in the model's metadata. What
-    was measured of the layers' inputs before is forgotten.
+    was measured of the layers' inputs before is forgotten, and so is what the removed ones had lost of
+    channels and heads.
 
     Which layers go is said, or found by ``rank-layers`` before this pass. Run it before ``fuse-skip-norm``,
     which merges the stream with the norms, and before everything that measures or quantizes.
@@ -80,6 +82,7 @@ class PruneLayers(GraphPass):
         names = [span.end.name for _, span in cut.spans]
         _apply(model.graph, cut)
         forget_measured(model.graph)
+        forget_units(model)
         originals = remember_removed(model, LayerUnit(self.unit), numbers)
         for original, name in zip(originals, names, strict=True):
             notes.match(f"{WHAT} {self.unit}", f"{original} ({name})")

@@ -12,6 +12,7 @@ from onnxforge.passes.cache_range import annotate_cache
 from onnxforge.passes.constants import constant
 from onnxforge.passes.prune_groups import Unit, prune_groups
 from onnxforge.passes.prune_heads import PruneHeads
+from onnxforge.passes.prune_layers import PruneLayers
 from onnxforge.passes.prune_mlp import PruneMlp
 from onnxforge.passes.quantize_cache import QuantizeCache
 from onnxforge.passes.removed_units import removed_units, units_left
@@ -125,6 +126,19 @@ def test_the_record_of_what_went_adds_up(fused):
     PruneMlp(share=0.5)(with_moments(model))
     assert removed_units(model) == {"removed_heads": "2 of 20", "removed_channels": "300 of 400"}
     assert units_left(model, Unit.CHANNEL) == ((20,) * 5, (80,) * 5)
+
+
+def test_what_removed_layers_had_lost_is_not_in_the_record(fused):
+    model = pruned(with_moments(fused("llama")), share=0.1)
+    PruneMlp(share=0.5)(with_moments(model))
+    queries, _ = units_left(model, Unit.QUERY_HEAD)
+    halved = next(layer for layer, units in enumerate(queries) if units == 2)
+    PruneLayers(layers=str(halved))(model)
+    assert removed_units(model) == {"removed_channels": "160 of 320"}
+    PruneLayers(layers="0", unit="mlp")(model)
+    assert removed_units(model) == {"removed_channels": "120 of 240"}
+    PruneMlp(share=0.5)(with_moments(model))
+    assert units_left(model, Unit.CHANNEL) == ((20,) * 3, (80,) * 3)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
