@@ -24,7 +24,10 @@ from onnxforge.passes.constants import constant, extents
 from onnxforge.passes.matching import is_op
 from onnxforge.passes.weight_inputs import weight_of
 
-_ROUNDS: Final = 7
+_MOST_ROUNDS: Final = 21
+_FEWEST_ROUNDS: Final = 3
+_PATIENCE: Final = 10.0
+"""Seconds after which no further round of timing starts, once there are the fewest."""
 _TOKENS: Final = 64
 """Of each of eight sentences that an encoder reads while it is timed; a decoder makes one step."""
 
@@ -40,8 +43,8 @@ class Measures:
     flops: float
     """Multiplications by weights for one token."""
     latency: float
-    """Median time of a decoder's step on one token, or of an encoder's run on 8 x 64 tokens, on the CPU, in
-    float32, both models in turns."""
+    """Time of a decoder's step on one token, or of an encoder's run on 8 x 64 tokens, on the CPU, in float32:
+    the median over rounds in which both models have their turn."""
 
     def of(self, metric: str) -> float:
         """``size``, ``flops`` or ``latency``."""
@@ -99,14 +102,22 @@ def compared(whole: Contestant, pruned: Contestant, work: Sequence[CalibrationBa
         for batch in work
     ]
     total = sum(count for count, _ in found)
-    times = [(whole.seconds(), pruned.seconds()) for _ in range(_ROUNDS)]
     return Measures(
         damage=sum(count * apart for count, apart in found) / total if total else 0.0,
         size=pruned.bytes / whole.bytes,
         flops=pruned.flops / whole.flops,
-        latency=statistics.median(ours for _, ours in times)
-        / statistics.median(theirs for theirs, _ in times),
+        latency=statistics.median(ours / theirs for theirs, ours in _rounds(whole, pruned)),
     )
+
+
+def _rounds(whole: Contestant, pruned: Contestant) -> Iterator[tuple[float, float]]:
+    """Seconds of a step of both, one right after the other: what disturbs the machine for a while is in both,
+    and the ratio of the two is steadier than that of their medians over all rounds (half the spread)."""
+    deadline = time.perf_counter() + _PATIENCE
+    for done in range(_MOST_ROUNDS):
+        if done >= _FEWEST_ROUNDS and time.perf_counter() > deadline:
+            return
+        yield whole.seconds(), pruned.seconds()
 
 
 def products_per_token(model: ir.Model) -> int:

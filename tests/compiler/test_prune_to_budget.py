@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxforge.compiler import pruning_trial
 from onnxforge.compiler.calibration_data import attach, calibration_batches
 from onnxforge.compiler.observe import graph_stats
 from onnxforge.compiler.pipeline import parse
@@ -66,6 +67,30 @@ def test_a_model_is_itself(fused_model):
         found = compared(one, other, list(calibration_batches(model, 1, 16)))
     assert (found.damage, found.size, found.flops) == (pytest.approx(0, abs=1e-9), 1, 1)
     assert 0.2 < found.latency < 5
+
+
+class Steps:
+    """A contestant of which every step takes ``each`` seconds, and as long on the clock that is read."""
+
+    answer, bytes, flops = "logits", 1, 1
+
+    def __init__(self, clock: list[float], each: float) -> None:
+        self.clock, self.each, self.made = clock, each, 0
+
+    def seconds(self) -> float:
+        self.made += 1
+        self.clock[0] += self.each
+        return self.each
+
+
+@pytest.mark.parametrize(("each", "rounds"), [(0.01, 21), (0.5, 7), (60.0, 3)])
+def test_a_small_model_is_timed_more_often(monkeypatch, each, rounds):
+    clock = [0.0]
+    monkeypatch.setattr(pruning_trial.time, "perf_counter", lambda: clock[0])
+    whole, pruned = Steps(clock, each), Steps(clock, 2 * each)
+    assert compared(whole, pruned, ()).latency == pytest.approx(2)
+    assert (whole.made, pruned.made) == (rounds, rounds)
+    assert clock[0] < 12 or rounds == 3
 
 
 def test_what_no_combination_meets_is_refused_with_the_nearest(fused_model):
