@@ -4,13 +4,16 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, TextIO
 
 from onnxforge.compiler.observe import PassRecord
+from onnxforge.passes.notes import Note
 
 _SECONDS_BETWEEN_LINES = 30
+_MOST_OUTCOMES = 3
+"""Of measures, one by one in a line; more are only counted, and in the report."""
 
 
 class Progress(Protocol):
@@ -135,14 +138,23 @@ def describe(record: PassRecord) -> str:
     if record.near_misses:
         parts.append(f"{len(record.near_misses)} near-misses")
     if record.measures:
-        outcomes = Counter(note.reason for note in record.measures)
-        parts.extend(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        parts.extend(_outcomes(record.measures))
     if record.before.nodes != record.after.nodes:
         parts.append(f"{record.before.nodes} -> {record.after.nodes} nodes")
     if record.before.weight_bytes != record.after.weight_bytes:
         before, after = record.before.weight_bytes / 1e6, record.after.weight_bytes / 1e6
         parts.append(f"{before:.1f} -> {after:.1f} MB")
     return ", ".join(parts) or ("changed" if record.modified else "nothing to do")
+
+
+def _outcomes(measures: Sequence[Note]) -> list[str]:
+    """What followed from ``measures``, and how often; their number where they are of too many kinds."""
+    if len(measures) == 1:
+        return [measures[0].reason]
+    counts = Counter(note.reason for note in measures)
+    if len(counts) > _MOST_OUTCOMES:
+        return [f"{len(measures)} measures"]
+    return [f"{count} {outcome}" for outcome, count in sorted(counts.items())]
 
 
 def _bar(stream: TextIO, stack: ExitStack) -> Progress:

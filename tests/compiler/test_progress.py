@@ -2,10 +2,14 @@
 
 import io
 
+import pytest
+
 from onnxforge.compiler import progress, step_progress
 from onnxforge.compiler.build import _run
-from onnxforge.compiler.progress import Lines
+from onnxforge.compiler.observe import GraphStats, PassRecord
+from onnxforge.compiler.progress import Lines, describe
 from onnxforge.compiler.targets import Target
+from onnxforge.passes.notes import Note, NoteKind
 
 
 def test_a_long_stage_says_how_far_it_is_now_and_then(monkeypatch):
@@ -19,6 +23,20 @@ def test_a_long_stage_says_how_far_it_is_now_and_then(monkeypatch):
     lines.end("done")
     said = [line.split("  ")[-1] for line in stream.getvalue().splitlines()]
     assert said == ["at 30", "at 60", "at 90", "done"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        (["0.9x of the bytes"], "0.9x of the bytes"),
+        (["static", "kept back", "static"], "1 kept back, 2 static"),
+        (["a", "b", "c", "d", "a"], "5 measures"),
+    ],
+)
+def test_outcomes_of_many_kinds_are_only_counted(outcomes, said):
+    same = GraphStats(nodes=1, weight_bytes=1, ops={})
+    measures = tuple(Note(NoteKind.MEASURED, "x", "y", outcome) for outcome in outcomes)
+    assert describe(PassRecord("step", 0.0, False, same, same, (), (), measures)) == said
 
 
 def test_steps_are_heard_while_a_build_runs_them(monkeypatch, tiny_export):
