@@ -13,6 +13,7 @@ from onnxforge.compiler.calibration_data import CalibrationBatch, check_samples,
 from onnxforge.compiler.correlate_inputs import CorrelateInputs
 from onnxforge.compiler.pruning_trial import Contestant, Measures, compared, contestant
 from onnxforge.compiler.rank_layers import RankLayers
+from onnxforge.compiler.step_progress import say
 from onnxforge.passes import notes
 from onnxforge.passes.base import GraphPass, PassRefused
 from onnxforge.passes.option_checks import check_choice, check_share
@@ -20,7 +21,8 @@ from onnxforge.passes.prune_heads import PruneHeads
 from onnxforge.passes.prune_layers import PruneLayers
 from onnxforge.passes.prune_mlp import PruneMlp
 
-WHAT = "pruning on trial"
+ON_TRIAL: Final = "pruning on trial"
+"""What the measures speak of: one for each unit and share alone, then one for each combination."""
 METRICS: Final = ("latency", "size", "flops")
 _SHARES: Final[Mapping[str, Sequence[float]]] = {
     "layers": (0.034, 0.067, 0.1, 0.14, 0.2, 0.27, 0.34, 0.5),
@@ -95,22 +97,19 @@ class PruneToBudget(GraphPass):
         """By unit and share, what the model without only that is."""
         work = trial_batches(model, self.samples, self.tokens, used_by=self.text())
         found: dict[str, dict[float, Measures]] = {}
-        for unit, share in self._trials():
+        trials = [(unit, share) for unit in self.units.split("+") for share in _SHARES[unit]]
+        for number, (unit, share) in enumerate(trials):
+            say(f"trial {number + 1} of {len(trials)}, {unit}={share:g}")
             try:
                 measures = self._tried(model, {unit: share}, whole, work)
             except PassRefused as reason:
-                notes.near_miss(WHAT, f"{unit}={share:g}", str(reason))
+                notes.near_miss(ON_TRIAL, f"{unit}={share:g}", str(reason))
                 continue
             found.setdefault(unit, {})[share] = measures
-            notes.measured(WHAT, f"{unit}={share:g}", measures.damage, _said(measures))
+            notes.measured(ON_TRIAL, f"{unit}={share:g}", measures.damage, _said(measures))
         if not found:
             raise PassRefused(f"{self.text()}: nothing that was tried can be removed from this graph")
         return found
-
-    def _trials(self) -> Iterator[tuple[str, float]]:
-        for unit in self.units.split("+"):
-            for share in _SHARES[unit]:
-                yield unit, share
 
     def _plan(
         self, model: ir.Model, whole: Contestant, alone: Mapping[str, Mapping[float, Measures]]
@@ -121,8 +120,9 @@ class PruneToBudget(GraphPass):
             plan = _cheapest(alone, self.metric, wanted)
             if plan is None:
                 break
+            say(f"together, {_spelled(plan)}")
             found = self._tried(model, plan, whole, ())
-            notes.measured(WHAT, _spelled(plan), found.of(self.metric), f"of the {self.metric}, together")
+            notes.measured(ON_TRIAL, _spelled(plan), found.of(self.metric), f"of the {self.metric}, together")
             nearest = min(nearest, found.of(self.metric))
             if found.of(self.metric) <= self.ratio:
                 return plan
@@ -138,8 +138,9 @@ class PruneToBudget(GraphPass):
     ) -> Measures:
         """A copy pruned by ``plan`` beside the whole model; without ``work`` its damage is not asked for."""
         copy = _copy(model)
-        for step in self._quick(plan, fit=bool(work)):
-            _run(step, copy)
+        with notes.listen():  # what steps say of a copy is no part of what was done
+            for step in self._quick(plan, fit=bool(work)):
+                _run(step, copy)
         with ExitStack() as stack:
             return compared(whole, stack.enter_context(contestant(copy)), work)
 

@@ -1,10 +1,12 @@
 """The pruning part of a report: what each step cost and gained, from the first cut to the last rounding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnxforge.compiler.compare_unpruned import PRUNING
 from onnxforge.compiler.markdown_table import table
 from onnxforge.compiler.observe import PRUNES, Ledger
+from onnxforge.compiler.prune_to_budget import ON_TRIAL
+from onnxforge.passes.notes import Note
 
 
 def pruning_section(ledger: Ledger) -> str:
@@ -15,6 +17,10 @@ def pruning_section(ledger: Ledger) -> str:
 
 def pruning_steps(ledger: Ledger) -> str:
     """The same without a heading."""
+    return "\n".join(part for part in (_steps(ledger), _trials(ledger.measures(ON_TRIAL))) if part)
+
+
+def _steps(ledger: Ledger) -> str:
     rows = list(_rows(ledger))
     if not rows:
         return ""
@@ -25,6 +31,18 @@ def pruning_steps(ledger: Ledger) -> str:
         "step.\n\n"
     )
     return head + table(("behind", "distance", "added", "gained"), rows, right=(1, 2))
+
+
+def _trials(measures: Sequence[Note]) -> str:
+    """What a search tried before it pruned, in its order."""
+    if not measures:
+        return ""
+    head = (
+        "What `prune-to-budget` tried: every share alone, with that distance, then the combinations that "
+        "should meet the budget, each with what it leaves of the metric. The last one was taken.\n\n"
+    )
+    rows = [(f"`{note.where}`", f"{note.value:.4f}", note.reason) for note in measures]
+    return head + table(("without", "measured", ""), rows, right=(1,))
 
 
 def _rows(ledger: Ledger) -> Iterator[tuple[str, str, str, str]]:

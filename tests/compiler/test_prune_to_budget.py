@@ -6,11 +6,14 @@ import pytest
 
 from onnxforge.compiler import pruning_trial
 from onnxforge.compiler.calibration_data import attach, calibration_batches
-from onnxforge.compiler.observe import graph_stats
+from onnxforge.compiler.observe import graph_stats, run_passes
 from onnxforge.compiler.pipeline import parse
+from onnxforge.compiler.progress import describe
 from onnxforge.compiler.prune_option import ahead_of_pruning
-from onnxforge.compiler.prune_to_budget import PruneToBudget
+from onnxforge.compiler.prune_to_budget import ON_TRIAL, PruneToBudget
+from onnxforge.compiler.pruning_section import pruning_section
 from onnxforge.compiler.pruning_trial import compared, contestant, products_per_token
+from onnxforge.compiler.step_progress import heard_by
 from onnxforge.compiler.targets import TARGETS
 from onnxforge.passes import notes
 from onnxforge.passes.base import PassRefused
@@ -67,6 +70,28 @@ def test_a_model_is_itself(fused_model):
         found = compared(one, other, list(calibration_batches(model, 1, 16)))
     assert (found.damage, found.size, found.flops) == (pytest.approx(0, abs=1e-9), 1, 1)
     assert 0.2 < found.latency < 5
+
+
+def test_the_search_is_a_short_line_and_a_table(fused_model):
+    model, said = fused_model("llama"), []
+    with heard_by(said.append):
+        step = PruneToBudget(metric="size", ratio=0.8, units="layers+mlp", samples=1, tokens=16)
+        ledger = run_passes(model, [step])
+    assert said[:2] == ["trial 1 of 14, layers=0.034", "trial 2 of 14, layers=0.067"]
+    assert said[14].startswith("together, ")
+    (record,) = ledger.records
+    line = describe(record)
+    assert f", {len(record.measures)} measures, " in line
+    assert len(line) < 80
+    cuts = [note for note in record.matches if note.what == "pruned channels"]
+    assert len(cuts) <= 5, "a copy's layers are not counted"
+    section = pruning_section(ledger)
+    rows = [row.split("|")[1:-1] for row in section.splitlines() if row.startswith("| `")]
+    trials = [note for note in record.measures if note.what == ON_TRIAL]
+    assert [row[0].strip() for row in rows] == [f"`{note.where}`" for note in trials]
+    assert rows[-1][2].strip() == "of the size, together"
+    assert float(rows[-1][1]) <= 0.8
+    assert max(map(len, section.splitlines()[4:])) < 100
 
 
 class Steps:
