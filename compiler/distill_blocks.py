@@ -155,9 +155,8 @@ class _Course:
         if self._step.train:
             self._take(self._text.at_most(self._affordable(pairs, clock)))
         for index, pair in enumerate(pairs):
-            say(
-                f"layer {index + 1} of {len(pairs)}, {clock.elapsed() / 60:.1f} of {self._step.minutes:g} min"
-            )
+            spent = f", {clock.elapsed() / 60:.1f} of {self._step.minutes:g} min" if self._step.train else ""
+            say(f"layer {index + 1} of {len(pairs)}{spent}")
             target = self._teacher.part(pair, also=self._sums(pair))
             self._teacher.move(target, pair, self._batches)
             as_it_was = self._untrained.part(pair)

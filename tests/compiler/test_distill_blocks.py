@@ -208,16 +208,18 @@ def test_refusals(tiny_export):
 
 def test_the_last_matrices_alone_are_solved_for(tiny_export, monkeypatch, tmp_path):
     """As the refit behind removed layers: no training, so equal models give equal bytes without a cache."""
-    made = []
+    made, heard = [], []
     for name in ("one", "two"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
         model = fused(tiny_export("llama"))
         PruneLayers(layers="2")(model)
         before, weights = loss(model, "logits"), bytes_of(model)
-        assert DistillBlocks(train=False)(model).modified
+        with heard_by(heard.append):
+            assert DistillBlocks(train=False)(model).modified
         assert loss(model, "logits") < before
         changed = {key for key, data in bytes_of(model).items() if data != weights[key]}
         assert changed
         assert all("down_proj" in key for key in changed)
         made.append(bytes_of(model))
     assert made[0] == made[1]
+    assert heard == [f"layer {number} of 4" for number in (1, 2, 3, 4)] * 2
