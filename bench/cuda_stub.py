@@ -3,7 +3,7 @@
 `libonnxruntime_providers_cuda.so` needs some hundred functions of the CUDA runtime, cuBLAS and the driver.
 Here each says that all went well; memory is the host's, copies are copies, kernels are not run. With that,
 ONNX Runtime registers the CUDA provider, gives it nodes, puts in its Memcpy nodes and loads a model, all by
-its own rules. Whatever it would compute is garbage: never run a session.
+its own rules. Whatever it computes is garbage; what runs on the CPU to have it computed is real.
 
 Needs gcc, readelf and a Python with onnxruntime-gpu, which must not share an environment with onnxruntime:
 
@@ -95,8 +95,10 @@ def provider_of(python: Path) -> Path:
     return Path(found.stdout.strip()) / "capi" / "libonnxruntime_providers_cuda.so"
 
 
-def run(python: Path, script: Path, folder: Path, *arguments: str, device: bool = False) -> str:
-    """What ``script`` prints, run by ``python`` over the libraries in ``folder``.
+def run(
+    python: Path, script: Path, folder: Path, *arguments: str, device: bool = False, path: Path | None = None
+) -> str:
+    """What ``script`` prints, run by ``python`` over the libraries in ``folder``; ``path`` is its PYTHONPATH.
 
     With ``device`` the machine seems to have an NVIDIA card on its PCI bus, in a mount namespace of its own:
     ONNX Runtime lists the kernels of a provider only where it has found a device for it.
@@ -111,6 +113,8 @@ def run(python: Path, script: Path, folder: Path, *arguments: str, device: bool 
         command = ["unshare", "-rm", "sh", "-c", shell, "sh", *command]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
     environment.pop("PYTHONPATH", None)
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")

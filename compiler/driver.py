@@ -166,6 +166,7 @@ def _proven(
     options = ProofOptions(
         target=request.target.name,
         build_reference=build_reference,
+        summary=request.target.summary,
         budget=request.target.budget,
         command=request.command,
         text=request.eval_text,

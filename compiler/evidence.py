@@ -56,6 +56,8 @@ class Evidence:
     model: str
     task: str
     target: str
+    target_summary: str
+    """What that target is, in one line."""
     provider: str
     """The execution provider that the artifact was compiled for."""
     verified_on: str

@@ -142,6 +142,7 @@ def _outset(
         model=source.ref,
         task=manifest.task,
         target=options.target,
+        target_summary=options.summary,
         provider=manifest.provider,
         verified_on=stand_in(manifest.provider),
         command=options.command,

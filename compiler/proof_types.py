@@ -61,6 +61,8 @@ class ProofOptions:
     speed: bool = True
     """``False`` leaves the clocks out (for tests, and for machines that are not quiet)."""
     seed: int = 0
+    summary: str = ""
+    """What the target is, in one line."""
     speculation: int | None = None
     """As the target has it: a draft length, 0 for never, None to measure (with the clocks) and decide."""
 

@@ -23,7 +23,9 @@ _MOST_NEAR_MISSES = 8
 
 def markdown(evidence: Evidence, plots: Mapping[str, str]) -> str:
     """The whole report as Markdown; ``plots`` are captions by file name."""
-    parts = [f"# {evidence.model}, compiled for {evidence.target}\n", _verdict(evidence)]
+    summary = evidence.target_summary
+    parts = [f"# {evidence.model}, compiled for {evidence.target}\n"]
+    parts += [f"{summary[0].upper()}{summary[1:]}.\n" if summary else "", _verdict(evidence)]
     parts += [f"> {note}\n" for note in evidence.notes]
     parts += [
         _structure(evidence),

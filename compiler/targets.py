@@ -192,7 +192,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         name="cuda-int8",
-        summary="int8 weights in blocks of 32 and float16 arithmetic for CUDA",
+        summary="int8 weights in blocks of 32 for CUDA; the arithmetic is float16, not int8",
         passes=(*_FUSE, "quantize-weights{bits=8,block_size=32,accuracy_level=0}", *_FOR_CUDA, _LOOP),
         expects=_FUSED_INTEGER,
         provider=CUDA,

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import onnx_ir as ir
 import pytest
+from hypothesis import settings
 
 from onnxforge.models.export import export_model
 from onnxforge.models.families import FAMILIES
@@ -25,6 +26,10 @@ from onnxforge.models.tasks import parse_task
 os.environ["HF_HUB_OFFLINE"] = "1"  # a misspelt name is looked for on the hub: never from a test
 # A shell's background job ignores SIGINT, and so would the children that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine that does something else too is not a fault of what is tested.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 VOCAB = 97
 

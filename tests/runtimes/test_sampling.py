@@ -66,7 +66,7 @@ def test_draws_follow_the_distribution(case):
     assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.integers(0, SIZE + 2),

@@ -58,7 +58,7 @@ def test_a_model_that_drafts_for_itself_is_right_nearly_always(models):
     assert stats.draft_forward_passes == stats.draft_tokens_proposed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_drafts_of_any_length_give_the_plain_tokens(models, data):
     """Drafts that are right for a while, of a length of their own every step."""
