@@ -11,12 +11,15 @@ from onnxforge.passes.add_speculative_loop import AddSpeculativeLoop
 from onnxforge.passes.add_text_io import AddTextIo
 from onnxforge.passes.base import DerivingPass
 from onnxforge.passes.skip_layers import SkipLayers
+from onnxforge.runtimes.gpu_libraries import CUDA_13_PACKAGES
 
 _HERE = "path/to/this/folder"
 
+_CUDA_WHEEL = f'"onnxruntime-gpu[cuda]" {CUDA_13_PACKAGES["libcublas"]}'
+"""Its extra leaves cuBLAS out."""
 _PACKAGES = {
-    CUDA: '"onnxruntime-gpu[cuda,cudnn]"',
-    TENSORRT: '"onnxruntime-gpu[cuda,cudnn]" tensorrt-cu13==10.16.1.11',  # the wheel links libnvinfer.so.10
+    CUDA: _CUDA_WHEEL,
+    TENSORRT: f"{_CUDA_WHEEL} {CUDA_13_PACKAGES['libcudnn']} {CUDA_13_PACKAGES['libnvinfer']}",
 }
 _DECODER = """\
 ## Load it
@@ -193,10 +196,12 @@ def _where(provider: str) -> str:
         return ""
     package = _PACKAGES.get(provider, f"an ONNX Runtime with {provider}")
     return (
-        f"## Where it runs\n\nOn `{provider}` (`pip install {package}`; it excludes "
-        f"onnxruntime). **Not verified on {provider}**, unless `summary.verified_on` in `artifact.json` "
-        "names it: then the numbers in `report/` were measured there. Otherwise the report says what was "
-        "proven instead.\n\n"
+        f"## Where it runs\n\nOn `{provider}` (`pip uninstall -y onnxruntime && pip install {package}`: two "
+        "distributions of one module, never both). `onnxforge doctor` says what is missing; without our "
+        "runtime, call `onnxruntime.preload_dlls()` before the first session, which loads the CUDA libraries "
+        f"that pip installed. **Not verified on {provider}**, unless `summary.verified_on` in "
+        "`artifact.json` names it: then the numbers in `report/` were measured there. Otherwise the report "
+        "says what was proven instead.\n\n"
     )
 
 

@@ -31,5 +31,6 @@ def graph_as_loaded(graph: Path, provider: str, entries: Mapping[str, str]) -> i
     with tempfile.TemporaryDirectory(prefix="onnxforge-loaded-") as folder:
         path = Path(folder) / "graph.onnx"
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(str(graph), options, providers=list(dict.fromkeys((provider, CPU))))
+        providers = list(dict.fromkeys((provider, CPU)))
+        ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=False)
         return ir.load(path)

@@ -26,7 +26,7 @@ def watched_values(
     for key, value in session.manifest.session.items():
         options.add_session_config_entry(key, value)
     graph = ir.to_proto(model).SerializeToString()
-    watched = ort.InferenceSession(graph, options, providers=[session.provider])
+    watched = ort.InferenceSession(graph, options, providers=[session.provider], enable_fallback=False)
     names = [probe.name or "" for probe in probes]
     values = watched.run(names, session.feeds(ids, np.ones_like(ids)))
     return dict(zip(names, values, strict=True))
