@@ -3,7 +3,8 @@
 `libonnxruntime_providers_cuda.so` needs some hundred functions of the CUDA runtime, cuBLAS and the driver.
 Here each says that all went well; memory is the host's, copies are copies, kernels are not run. With that,
 ONNX Runtime registers the CUDA provider, gives it nodes, puts in its Memcpy nodes and loads a model, all by
-its own rules. Whatever it computes is garbage; what runs on the CPU to have it computed is real.
+its own rules. A session runs too: what runs on the CPU is real, and so is what kernels check before they
+launch anything; whatever they compute is garbage.
 
 Needs gcc, readelf and a Python with onnxruntime-gpu, which must not share an environment with onnxruntime:
 
@@ -56,6 +57,12 @@ _WRITTEN = {
     "*(int *)(p + 340) = *(int *)(p + 344) = 65535; *(int *)(p + 360) = 9; *(int *)(p + 384) = 132; "
     "return 0; }",
 }
+_CUDNN = {
+    "cudnnGetVersion": "size_t cudnnGetVersion() { return 91300; }",
+    "cudnnGetCudartVersion": "size_t cudnnGetCudartVersion() { return 13000; }",
+    "cudnnGetErrorString": 'char *cudnnGetErrorString(int e) { return "stub"; }',
+    "cudnnCreate": "int cudnnCreate(void **p) { *p = (void *)16; return 0; }",
+}
 _POINTERS = {
     "cudaGetErrorString": '(int e) { return "stub"; }',
     "cudaGetErrorName": '(int e) { return "stub"; }',
@@ -64,7 +71,10 @@ _POINTERS = {
 
 
 def build(provider: Path, folder: Path) -> None:
-    """Write into ``folder`` a library for each that ``provider`` (the CUDA provider's) needs of CUDA."""
+    """Write into ``folder`` a library for each that ``provider`` (the CUDA provider's) needs of CUDA.
+
+    In the folder ``cudnn`` inside it is cuDNN, which the provider looks for by itself: see :func:`run`.
+    """
     table = subprocess.run(
         ["readelf", "-W", "--dyn-syms", str(provider)], capture_output=True, text=True, check=True
     )
@@ -80,6 +90,19 @@ def build(provider: Path, folder: Path) -> None:
         command = ["gcc", "-shared", "-fPIC", "-w", str(source), "-o", str(folder / library)]
         command += [f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
         subprocess.run(command, check=True)
+    _build_cudnn(provider, folder / "cudnn")
+
+
+def _build_cudnn(provider: Path, folder: Path) -> None:
+    """Functions that are looked up by name, so that their names stand in the provider."""
+    folder.mkdir()
+    names = {name.decode() for name in re.findall(rb"cudnn[A-Z]\w+(?=\0)", provider.read_bytes())}
+    source, library = folder / "cudnn.c", "libcudnn.so.9"
+    source.write_text(
+        _HEAD + "\n".join(f"{_CUDNN.get(name, f'int {name}() {{ return 0; }}')}" for name in names)
+    )
+    command = ["gcc", "-shared", "-fPIC", "-w", str(source), "-o", str(folder / library)]
+    subprocess.run([*command, f"-Wl,-soname,{library}"], check=True)
 
 
 def _function(name: str) -> str:
@@ -96,9 +119,17 @@ def provider_of(python: Path) -> Path:
 
 
 def run(
-    python: Path, script: Path, folder: Path, *arguments: str, device: bool = False, path: Path | None = None
+    python: Path,
+    script: Path,
+    folder: Path,
+    *arguments: str,
+    device: bool = False,
+    cudnn: bool = False,
+    path: Path | None = None,
 ) -> str:
     """What ``script`` prints, run by ``python`` over the libraries in ``folder``; ``path`` is its PYTHONPATH.
+
+    With ``cudnn`` that is installed too, though attention is not given to it: it would compute a plan.
 
     With ``device`` the machine seems to have an NVIDIA card on its PCI bus, in a mount namespace of its own:
     ONNX Runtime lists the kernels of a provider only where it has found a device for it.
@@ -115,6 +146,9 @@ def run(
     environment.pop("PYTHONPATH", None)
     if path is not None:
         environment["PYTHONPATH"] = str(path)
+    if cudnn:
+        environment["LD_LIBRARY_PATH"] += f":{folder / 'cudnn'}"
+        environment["ORT_ENABLE_CUDNN_FLASH_ATTENTION"] = "0"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
