@@ -15,11 +15,11 @@ from onnxforge.runtimes.gpu_libraries import CUDA_13_PACKAGES
 
 _HERE = "path/to/this/folder"
 
-_CUDA_WHEEL = f'"onnxruntime-gpu[cuda]" {CUDA_13_PACKAGES["libcublas"]}'
-"""Its extra leaves cuBLAS out."""
+_CUDA_WHEEL = f'"onnxruntime-gpu[cuda,cudnn]" {CUDA_13_PACKAGES["libcublas"]}'
+"""Its extra leaves cuBLAS out. Decoders run without cuDNN; the attention of encoders does not."""
 _PACKAGES = {
     CUDA: _CUDA_WHEEL,
-    TENSORRT: f"{_CUDA_WHEEL} {CUDA_13_PACKAGES['libcudnn']} {CUDA_13_PACKAGES['libnvinfer']}",
+    TENSORRT: f"{_CUDA_WHEEL} {CUDA_13_PACKAGES['libnvinfer']}",
 }
 _DECODER = """\
 ## Load it
