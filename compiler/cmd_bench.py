@@ -17,7 +17,7 @@ from onnxforge.compiler.options import Artifact, AsJson, CudaGraph, Debug, Threa
 from onnxforge.compiler.speed_types import SpeedReport, SpeedTest, Timing
 from onnxforge.runtimes.artifact import Manifest, read_manifest
 
-_SENTENCES = 64
+_SENTENCES, _BATCH = 64, 16
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -41,6 +41,11 @@ _Depth = Annotated[
     list[str], typer.Option("-d", "--n-depth", metavar="N,...", help="Tokens already in the cache.")
 ]
 _Rounds = Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Repetitions of every test.")]
+_Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Say where the time goes, by operator and node, and how near its bound."),
+]
+_Top = Annotated[int, typer.Option("--top", min=0, help="Nodes that --profile lists for each test.")]
 _Output = Annotated[Format, typer.Option("-o", "--output", help="Format of the table.")]
 
 
@@ -50,6 +55,8 @@ def bench(
     generate: _Generate = ["128"],  # noqa: B006
     depth: _Depth = ["0"],  # noqa: B006
     repetitions: _Rounds = 5,
+    profile: _Profile = False,
+    top: _Top = 10,
     threads: Threads = None,
     cuda_graph: CudaGraph = None,
     output: _Output = Format.MD,
@@ -59,6 +66,7 @@ def bench(
     """Measure prefill and decode speed (decoders), or sentences per second (encoders)."""
     from onnxforge.compiler.errors import RequestRefused
     from onnxforge.compiler.eval_text import sentences
+    from onnxforge.compiler.profile_page import profile_json, profile_page
     from onnxforge.compiler.proof_session import threads as default_threads
     from onnxforge.compiler.speed import child_command, measure
     from onnxforge.compiler.traffic import traffic_of
@@ -78,7 +86,13 @@ def bench(
         _fit(tests, manifest.context_length)
     else:
         texts = sentences(_SENTENCES)
-        tests = [SpeedTest(sentences=len(texts))]
+        tests = [SpeedTest(sentences=_BATCH if profile else len(texts))]
+    if profile:
+        if as_json or output is Format.JSON:
+            print(profile_json(folder, tests, threads or default_threads()))
+        else:
+            print(profile_page(folder, tests, threads or default_threads(), top), end="")
+        return
     counted = manifest.summary.get("parameters")
     parameters = int(counted) if counted else traffic_of(folder / manifest.graph).parameters
     command = child_command(folder, threads or default_threads(), seed=0, cuda_graph=cuda_graph)

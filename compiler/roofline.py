@@ -61,9 +61,10 @@ class Roofline:
         return 100.0 * self.measured / self.bound if self.bound else 0.0
 
 
-def measure_machine() -> Machine:
-    """Measure; takes about a second on a quiet machine."""
-    return Machine(threads(), _read_bandwidth(), _gemm_rate("MatMul"), _gemm_rate("MatMulInteger"))
+def measure_machine(count: int | None = None) -> Machine:
+    """Measure with ``count`` threads, all cores by default; takes about a second on a quiet machine."""
+    used = count or threads()
+    return Machine(used, _read_bandwidth(used), _gemm_rate("MatMul", used), _gemm_rate("MatMulInteger", used))
 
 
 def decode_roofline(test: str, traffic: Traffic, machine: Machine, depth: float, measured: float) -> Roofline:
@@ -78,8 +79,7 @@ def compute_roofline(test: str, traffic: Traffic, machine: Machine, measured: fl
     return Roofline(test, 0, 1 / seconds if seconds else 0.0, measured)
 
 
-def _read_bandwidth() -> float:
-    count = threads()
+def _read_bandwidth(count: int) -> float:
     blocks = [np.ones(_BYTES_PER_THREAD // 4, dtype=np.float32) for _ in range(count)]
     with ThreadPoolExecutor(count) as pool:
         # A dot product of a block with itself loads every byte once, stores nothing, and frees the lock.
@@ -87,7 +87,7 @@ def _read_bandwidth() -> float:
     return count * _BYTES_PER_THREAD / seconds
 
 
-def _gemm_rate(op_type: str) -> float:
+def _gemm_rate(op_type: str, count: int) -> float:
     m, k, n = _GEMM
     integer = op_type == "MatMulInteger"
     rng = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def _gemm_rate(op_type: str) -> float:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads()
+    options.intra_op_num_threads = count
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return 2 * m * k * n / _best(lambda: session.run(None, {"x": x}))
 

@@ -70,11 +70,12 @@ def open_session(
     entries: Mapping[str, str],
     threads: int | None,
     options: Mapping[str, str] | None = None,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a graph.
 
     `entries` are session config entries; `threads` is the number of intra-op threads, None for one per core;
-    `options` are those of the provider.
+    `options` are those of the provider; `profile` is how the file begins that a profile is written to.
     Raises RequestError when this installation lacks the provider, ArtifactError when the graph does not load.
     """
     if threads is not None:
@@ -89,6 +90,8 @@ def open_session(
         settings.intra_op_num_threads = threads
     for key, value in sorted(entries.items()):
         settings.add_session_config_entry(key, value)
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     chain = provider_chain(provider, available)
     own = [dict(options or {}), *({} for _ in chain[1:])]
     try:
