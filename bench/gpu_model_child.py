@@ -146,7 +146,7 @@ def plainly(model: Decoder) -> Generate:
     return generate
 
 
-def costs(folder: Path) -> dict[str, int | str]:
+def costs(folder: Path) -> dict[str, object]:
     """Bytes and multiply-adds of a token, read from the graph."""
     manifest = read_manifest(folder)
     traffic = traffic_of(folder / manifest.graph)
@@ -155,6 +155,7 @@ def costs(folder: Path) -> dict[str, int | str]:
     decoder = manifest.task == DECODER_TASK  # its prompts need the logits of one token only
     head = hidden * words if decoder and isinstance(hidden, int) and isinstance(words, int) else 0
     return {
+        "pipeline": list(manifest.pipeline),
         "parameters": traffic.parameters,
         "weight_bytes": traffic.weight_bytes,
         "cache_bytes_per_position": traffic.cache_bytes_per_position,

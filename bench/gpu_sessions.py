@@ -51,8 +51,6 @@ class Bound:
     device: str
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, tuple[int, ...]]
-    captured: int = -1
-    """Where the session allows CUDA graphs, a number for each set of shapes; -1 captures nothing."""
     results: dict[str, ort.OrtValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,24 +63,34 @@ class Bound:
             kind = np.float16 if kinds[name] == "tensor(float16)" else np.float32
             self.results[name] = ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, self.device, 0)
             self._io.bind_ortvalue_output(name, self.results[name])
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = 4
-        self._options.add_run_config_entry(_CAPTURED, str(self.captured))
 
-    def run(self) -> None:
+    def run(self, options: ort.RunOptions) -> None:
         """One run; it is over when this returns."""
-        self.session.run_with_iobinding(self._io, self._options)
+        self.session.run_with_iobinding(self._io, options)
         self._io.synchronize_outputs()
 
-    def seconds(self, most: int, budget: float) -> list[float]:
-        """Seconds of up to ``most`` runs, five at least, as many as fit into ``budget`` seconds."""
-        self.run()
-        self.run()
+    def poison(self, name: str) -> None:
+        """Fill an output with NaN."""
+        value = self.results[name]
+        kind = np.float16 if value.data_type() == "tensor(float16)" else np.float32
+        value.update_inplace(np.full(value.shape(), np.nan, kind))
+
+    def seconds(self, most: int, budget: float, graph: int = -1) -> list[float]:
+        """Seconds of up to ``most`` runs, five at least, as many as fit into ``budget`` seconds.
+
+        Where the session allows CUDA graphs, ``graph`` is a number for this set of shapes, under which a run
+        is recorded and then replayed; -1 records nothing.
+        """
+        options = ort.RunOptions()
+        options.log_severity_level = 4
+        options.add_run_config_entry(_CAPTURED, str(graph))
+        self.run(options)
+        self.run(options)
         found: list[float] = []
         begun = time.perf_counter()
         while len(found) < most and (len(found) < 5 or time.perf_counter() - begun < budget):
             started = time.perf_counter()
-            self.run()
+            self.run(options)
             found.append(time.perf_counter() - started)
         return found
 
