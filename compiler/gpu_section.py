@@ -45,7 +45,7 @@ def lines(title: str, checks: Sequence[Check], told: Sequence[Check] = ()) -> It
     yield title
     for check in checks:
         if check not in told or check.name == STARTS:
-            advice = f" {check.remedy}" if check.held and check.remedy else ""
+            advice = f" {check.remedy}" if check.held is not False and check.remedy else ""
             yield f"  {check.name:<22} {_MARKS[check.held]:<3} {check.found}{advice}"
     first = to_repair(checks, told)
     if first is not None:

@@ -4,13 +4,20 @@ from collections.abc import Sequence
 
 from onnxforge.runtimes.gpu_check import Check
 from onnxforge.runtimes.gpu_host import Host
-from onnxforge.runtimes.gpu_libraries import CUDA_13_PACKAGES, Library, linked, load_libraries, stem
+from onnxforge.runtimes.gpu_libraries import (
+    ASKED_FOR,
+    CUDA_13_PACKAGES,
+    Library,
+    linked,
+    load_libraries,
+    stem,
+)
 
 _TENSORRT = ("libnvinfer", "libnvonnxparser")
 
 
 def check_libraries(host: Host, provider: str, known: Sequence[str] = ()) -> tuple[Check, ...]:
-    """One check for each library that ``provider`` links to and that is not among ``known``."""
+    """One check for each library that ``provider`` links to or looks for and that is not among ``known``."""
     if host.system != "Linux":
         return (Check("libraries", None, f"Not looked at on {host.system}."),)
     libraries = [
@@ -24,6 +31,18 @@ def check_libraries(host: Host, provider: str, known: Sequence[str] = ()) -> tup
         else:
             newer = _newer_tensorrt(host, library.name)
             checks.append(Check(library.name, False, newer or _missing(library), remedy))
+    return *checks, *_asked_for(host, provider)
+
+
+def _asked_for(host: Host, provider: str) -> tuple[Check, ...]:
+    """Those that only some kernels want: a session starts without, so what is missing is told and no more."""
+    checks = []
+    for library in load_libraries(host, ASKED_FOR[provider]):
+        if library.problem:
+            found = f"{_missing(library)} Encoders fail without it (MultiHeadAttention); decoders run."
+            checks.append(Check(library.name, None, found, _remedy(host, [library.name])))
+        else:
+            checks.append(Check(library.name, True, f"{library.path or 'The loader has it'}."))
     return tuple(checks)
 
 

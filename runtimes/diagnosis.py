@@ -22,7 +22,10 @@ def diagnose(provider: str, start: Callable[[], str], host: Host | None = None) 
     host = host or this_host()
     libraries: tuple[Check, ...] = check_libraries(host, CUDA)
     if provider != CUDA:
-        libraries += check_libraries(host, provider, [check.name for check in libraries])
+        needed = tuple(
+            check for check in libraries if check.held is not None
+        )  # it may link to what CUDA may lack
+        libraries = (*needed, *check_libraries(host, provider, [check.name for check in needed]))
     wheel = check_wheel(host, provider, packages_for(host, libraries))
     return *check_gpu(host), wheel, *libraries, _started(wheel, start)
 

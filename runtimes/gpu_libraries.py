@@ -39,9 +39,10 @@ _USUAL = {
     ),
 }
 """What the providers of onnxruntime-gpu 1.31.1 link to: what another wheel is told before it is replaced."""
-_ASKED_FOR = {CUDA: ("libcudnn.so.9",), TENSORRT: ()}
+ASKED_FOR = {CUDA: ("libcudnn.so.9",), TENSORRT: ()}
 """What a provider does not link to and looks for by name when a kernel needs it: MultiHeadAttention,
-convolutions and some reductions fail without cuDNN, and nothing else does."""
+convolutions and some reductions fail without cuDNN, and nothing else does. (cuFFT is such a one too, for
+operators of signals that no transformer here has.)"""
 CUDA_13_PACKAGES = {
     "libcublas": "nvidia-cublas~=13.0",
     "libcublasLt": "nvidia-cublas~=13.0",
@@ -84,7 +85,7 @@ def _prepare(provider: str) -> None:
             onnxruntime.preload_dlls()
     elif host.system == "Linux" and provider in host.providers:
         for name in dict.fromkeys((CUDA, provider)):
-            load_libraries(host, (*linked(host, name), *_ASKED_FOR[name]))
+            load_libraries(host, (*linked(host, name), *ASKED_FOR[name]))
 
 
 def linked(host: Host, provider: str) -> tuple[str, ...]:

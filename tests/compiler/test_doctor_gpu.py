@@ -14,6 +14,7 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 GPU = Check("GPU", True, "NVIDIA H100.")
 WHEEL = Check("wheel", True, "Two distributions.", "Have only one.")
 LIBRARY = Check("libcublas.so.13", False, "Nowhere.", "pip install nvidia-cublas~=13.0")
+CUDNN = Check("libcudnn.so.9", None, "Not everything needs it.", "pip install nvidia-cudnn-cu13~=9.0")
 SAYS = "from sys import argv; print('ONNX Runtime talks'); "
 
 
@@ -34,12 +35,13 @@ def call(monkeypatch, capsys):
 
 
 def test_a_page_says_what_holds_and_what_to_do_first():
-    page = "\n".join(lines("CUDA", (GPU, WHEEL, LIBRARY, starts(False))))
+    page = "\n".join(lines("CUDA", (GPU, WHEEL, LIBRARY, CUDNN, starts(False))))
     assert page.splitlines() == [
         "CUDA",
         "  GPU                    ok  NVIDIA H100.",
         "  wheel                  ok  Two distributions. Have only one.",
         "  libcublas.so.13        NO  Nowhere.",
+        "  libcudnn.so.9          -   Not everything needs it. pip install nvidia-cudnn-cu13~=9.0",
         "  starts                 NO  No.",
         "  do first                   pip install nvidia-cublas~=13.0",
     ]

@@ -9,6 +9,7 @@ from onnxforge.runtimes.nvidia_driver import Gpu
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30, (9, 0))
 GPU_WHEEL = (TENSORRT, CUDA, CPU)
+CUDNN = "libcudnn.so.9"
 LIBRARIES = ("libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudart.so.13")
 
 
@@ -89,7 +90,7 @@ def make_host(root: Path, loader: Loader | None = None, **changes) -> Host:
 
 def whole_host(root: Path, **changes) -> Host:
     """One on which all is well."""
-    libraries = dict.fromkeys(LIBRARIES, object()) | {"libcuda.so.1": FakeDriver()}
+    libraries = dict.fromkeys((*LIBRARIES, CUDNN), object()) | {"libcuda.so.1": FakeDriver()}
     write_distribution(root / "site", "onnxruntime-gpu", "1.31.1")
     return make_host(root, Loader(libraries), **changes)
 

@@ -7,6 +7,7 @@ import pytest
 from gpu_hosts import (
     CPU,
     CUDA,
+    CUDNN,
     LIBRARIES,
     TENSORRT,
     FakeDriver,
@@ -32,7 +33,7 @@ TENSORRT_SAYS = "RegisterTensorRTPluginsAsCustomOps Please install TensorRT libr
 
 def test_all_in_order(tmp_path):
     checks = diagnose(CUDA, lambda: "", whole_host(tmp_path))
-    names = ["GPU", "driver", "compute capability", "wheel", *LIBRARIES, "starts"]
+    names = ["GPU", "driver", "compute capability", "wheel", *LIBRARIES, CUDNN, "starts"]
     assert [check.name for check in checks] == names
     assert all(check.held for check in checks)
     assert first_failed(checks) is None
@@ -42,12 +43,24 @@ def test_all_in_order(tmp_path):
 def test_tensorrt_needs_what_cuda_needs_and_more(tmp_path):
     checks = diagnose(TENSORRT, lambda: "no parser", whole_host(tmp_path))
     assert [check.name for check in checks][-4:] == [
+        CUDNN,
         "libnvinfer.so.10",
         "libnvonnxparser.so.10",
-        "libcudnn.so.9",
         "starts",
     ]
     assert first_failed(checks).name == "libnvinfer.so.10"
+
+
+def test_cudnn_is_told_of_cuda_and_required_by_tensorrt(tmp_path):
+    loader = Loader({"libcuda.so.1": FakeDriver(), **dict.fromkeys(LIBRARIES, object())})
+    found = {check.name: check for check in diagnose(CUDA, lambda: "", make_host(tmp_path, loader))}
+    assert found[CUDNN].held is None
+    assert "Encoders fail without it" in found[CUDNN].found
+    assert found[CUDNN].remedy == "pip install nvidia-cudnn-cu13~=9.0"
+    named = [
+        check for check in diagnose(TENSORRT, lambda: "", make_host(tmp_path, loader)) if check.name == CUDNN
+    ]
+    assert [check.held for check in named] == [False]
 
 
 def test_without_the_provider_no_session_is_tried(tmp_path):
