@@ -8,9 +8,11 @@ from onnxforge.compiler.observe import PRUNES, Ledger
 from onnxforge.compiler.prune_to_budget import ON_TRIAL
 from onnxforge.passes.notes import Note
 
+_DISTANCE = "KL of the next token in nats; for embeddings 1 - cosine"
+
 
 def pruning_section(ledger: Ledger) -> str:
-    """Markdown; empty where nothing was compared with an unpruned model."""
+    """Markdown; empty where nothing was compared with an unpruned model, nor tried on a copy."""
     steps = pruning_steps(ledger)
     return f"## Pruning, step by step\n\n{steps}" if steps else ""
 
@@ -25,10 +27,9 @@ def _steps(ledger: Ledger) -> str:
     if not rows:
         return ""
     head = (
-        "Distance of the answers from the unpruned model's on calibration text "
-        "(KL of the next token in nats; for embeddings 1 - cosine), size of the weights, and the time of a "
-        "step of one token in ONNX Runtime on this CPU (for embeddings 8 texts), as they were behind each "
-        "step.\n\n"
+        f"Distance of the answers from the unpruned model's on calibration text ({_DISTANCE}), size of the "
+        "weights, and the time of a step of one token in ONNX Runtime on this CPU (for embeddings 8 texts), "
+        "as they were behind each step.\n\n"
     )
     return head + table(("behind", "distance", "added", "gained"), rows, right=(1, 2))
 
@@ -38,8 +39,9 @@ def _trials(measures: Sequence[Note]) -> str:
     if not measures:
         return ""
     head = (
-        "What `prune-to-budget` tried: every share alone, with that distance, then the combinations that "
-        "should meet the budget, each with what it leaves of the metric. The last one was taken.\n\n"
+        "What `prune-to-budget` tried: every share alone, with its distance from the whole model "
+        f"({_DISTANCE}) and what it leaves, then combinations that should meet the budget. The last was "
+        "taken.\n\n"
     )
     rows = [(f"`{note.where}`", f"{note.value:.4f}", note.reason) for note in measures]
     return head + table(("without", "measured", ""), rows, right=(1,))
