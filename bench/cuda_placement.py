@@ -6,6 +6,7 @@
 No GPU: the real onnxruntime-gpu loads each graph over libraries that compute nothing (see cuda_stub.py). What
 it decides is seen, and that every kernel of a plain graph takes what it is given; what lies where between
 steps of a Loop is not shown by it. An encoder is given cuDNN, which its attention asks for, a decoder is not.
+An artifact for another provider can be given too, and shows what would leave CUDA.
 """
 
 import argparse
@@ -78,7 +79,8 @@ def main() -> int:
                 lists[name] = [asdict(part) for part in parts]
                 rows.append((name, *row(parts, others, refused)))
                 print(*rows[-1], flush=True)
-                hot = [f"{node} off CUDA" for part in parts for node in part.hot]
+                promised = manifest.provider == CUDA  # others are here to show what would leave it
+                hot = [f"{node} off CUDA" for part in parts for node in part.hot if promised]
                 wrong += [f"{name}: {line}" for line in (*others, *refused, *hot)]
     record(
         "cuda_placement" if asked.families is None else "cuda_placement_families",
@@ -97,7 +99,7 @@ def main() -> int:
 
 def refusals(here: Asked, artifact: Path, file: str, manifest: Manifest) -> list[str]:
     """What kernels of the plain graph do not take; a Loop is not run: what it reads would be garbage."""
-    if file != manifest.graph:
+    if file != manifest.graph or manifest.provider != CUDA:
         return []
     said = here.child("cuda_run_child.py", artifact / file, manifest, cudnn=not has_loop(artifact))
     return [f"{use}: {text}" for use, text in said.items() if text]
