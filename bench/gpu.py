@@ -6,8 +6,8 @@ Measured are what the device can do at best; the forms that a quantized product 
 rows; all CUDA targets as decoders of 1.5, 0.5 and 0.13 billion parameters; quality on the device; the loop in
 the graph; encoders. Results are written after every row, so that a run that is killed keeps what it has, and
 the next one goes on where it ended: rows of the same device and versions are not measured again (`--again
-REGEX` does). Without a GPU: one line, exit code 2. It wants some 60 GB of GPU memory for the largest cells;
-what does not fit fails alone and is named.
+REGEX` does), and `--tables JSON` makes the page of a run that was killed, on any machine. Without a GPU: one
+line, exit code 2. The largest cells want some 60 GB of GPU memory; what does not fit fails alone, by name.
 
 On the machine with the GPU (NVIDIA driver 580 or newer), with Python 3.11 or 3.12:
 
@@ -106,7 +106,11 @@ def main() -> int:
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few cells")
     parser.add_argument("--stand-in", action="store_true", help="over the libraries of bench/cuda_stub.py")
+    parser.add_argument("--tables", type=Path, metavar="JSON", help="the page of a run that was killed")
     asked = parser.parse_args()
+    if asked.tables:
+        write_report(Rows(asked.tables), [])
+        return 0
     deadline = time.monotonic() + 60 * asked.minutes
     try:
         identity = preflight(asked.provider, asked.stand_in)

@@ -16,9 +16,10 @@ class Rows:
     is tried again.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, str] | None = None) -> None:
+        """Take up the rows in ``path``, if there are any. Without ``identity`` they may be of any device."""
         self.path = path
-        self.identity = dict(identity)
+        self.identity = dict(identity or json.loads(path.read_text())["identity"])
         self.left_behind = 0
         """Rows of other versions, which are not taken over."""
         self._rows: dict[str, Row] = {}

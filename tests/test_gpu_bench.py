@@ -194,3 +194,15 @@ def test_a_worker_that_fails_says_why_and_takes_nobody_along(tmp_path):
 
 def test_the_device_is_in_the_name_of_the_file():
     assert module("gpu_report").slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_a_page_is_made_of_what_a_killed_run_left(tmp_path, capsys):
+    found = rows(tmp_path / "gpu-some-gpu.json")
+    speed(found, "1.5B", "cuda-fp16", "cuda-fp16", decode=500, prefill=100_000, parameters=1.5e9)
+    found.add("speed/1.5B/1x512/cuda-int8", error="the GPU is gone")
+    module("gpu_report").write_report(module("gpu_rows").Rows(found.path), ["said"])
+    page = (tmp_path / "gpu-some-gpu.md").read_text()
+    assert "CUDA targets on Some GPU" in page
+    assert "500.0" in page
+    assert "the GPU is gone" in page
+    assert rows(found.path).has("speed/1.5B/1x512/cuda-fp16")  # the next run goes on from it
