@@ -14,7 +14,7 @@ from onnxforge.passes.matching import input_at, int_attribute, rank, static_dim
 
 Condition = Callable[[ir.Node], str]
 
-_EIGHT, _WIDEST_INTEGER_HEAD, _WIDEST_ROTATED = 8, 256, 1024
+_EIGHT, _ROTATED, _WIDEST_INTEGER_HEAD, _WIDEST_ROTATED = 8, 16, 256, 1024
 _PAST, _COS, _SCORES = 3, 7, 3
 _WEIGHT_BITS = (2, 4, 8)
 _LONGEST_BLOCK = {2: 256, 4: 128}
@@ -71,6 +71,12 @@ def _rotary_width(node: ir.Node) -> str:
     return f"tables {width} wide for heads of {head}" if width % _EIGHT or too_wide else ""
 
 
+def _rotary_heads(node: ir.Node) -> str:
+    head = _head(node)
+    odd = head is not None and head % _ROTATED and input_at(node, _COS) is not None
+    return f"heads of {head}" if odd else ""
+
+
 def _attention_scores(node: ir.Node) -> str:
     return "scores as an output" if _gives(node, _SCORES) else ""
 
@@ -100,6 +106,11 @@ def _weight_order(node: ir.Node) -> str:
     return (
         "group indices" if int_attribute(node, "bits", 4) == min(_WEIGHT_BITS) and input_at(node, 4) else ""
     )
+
+
+def _gathered_blocks(node: ir.Node) -> str:
+    axes, axis = _rank(node), int_attribute(node, "quantize_axis", 1)
+    return f"blocks along axis {axis} of {axes}" if axes and axis % axes != axes - 1 else ""
 
 
 def _blocks_of_bytes(node: ir.Node) -> str:
@@ -210,12 +221,14 @@ CONDITIONS: Mapping[str, Condition] = {
     "head-multiple": _head_multiple,
     "head-groups": _head_groups,
     "rotary-width": _rotary_width,
+    "rotary-heads": _rotary_heads,
     "attention-scores": _attention_scores,
     "integer-cache-heads": _integer_cache_heads,
     "score-mode": _score_mode,
     "weight-bits": _weight_bits,
     "weight-blocks": _weight_blocks,
     "weight-order": _weight_order,
+    "gathered-blocks": _gathered_blocks,
     "blocks-of-bytes": _blocks_of_bytes,
     "skip-rank": _skip_rank,
     "skip-broadcast": _skip_broadcast,
