@@ -14,10 +14,10 @@ TESTS = Path(__file__).parent.parent / "tests"
 
 
 def tiny_artifacts(families: Sequence[str], targets: Sequence[str], folder: Path) -> Iterator[Path]:
-    """``folder/FAMILY-TARGET`` for each pair, one after the other, unproven."""
+    """``folder/tiny-FAMILY-TARGET`` for each pair, one after the other, unproven; no family means all."""
     sys.path.insert(0, str(TESTS))
     tiny = importlib.import_module("conftest")
-    for family in families:
+    for family in families or tiny.TINY:
         source = tiny._make_source(tiny._make_torch(family, None, {}), family, {})
         exported = export_model(source)
         for target in targets:

@@ -94,7 +94,9 @@ def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...
     """Required: what computes stays on the GPU, and its kernels take it. The others are told."""
     if not parts:
         return ()
-    hot = Counter(f"{name} in {part.file} {part.graph}" for part in parts for name in part.hot)
+    hot = Counter(
+        f"{name} in {part.file} {part.graph} ({_why(part, name)})" for part in parts for name in part.hot
+    )
     looping = {part.file for part in parts if _LOOP in part.graph}
     steps = [part for part in parts if part.file not in looping or _LOOP in part.graph]
     large = Counter(
@@ -179,6 +181,16 @@ def _details(part: PlacementPart) -> Iterator[str]:
         yield f"- {where}: `{copy.value}` {copy.way}, {copy.bytes:,} bytes ({copy.how})"
     if len(part.copies) > _TOLD:
         yield f"- {where}: {len(part.copies) - _TOLD} more"
+
+
+def _why(part: PlacementPart, name: str) -> str:
+    """Why a node is on the CPU, and what to do."""
+    for limit in part.limits:
+        if limit.node == name and limit.outcome is Outcome.CPU:
+            return f"{limit.found}: {limit.outcome.words}; {limit.advice}"
+    if name in part.lacking:
+        return f"no kernel: {Outcome.CPU.words}; take the operator out of the model, or leave out its pass"
+    return "CUDA leaves it to the CPU, whose small numbers are all that it reads"
 
 
 def _limits(parts: Sequence[PlacementPart], *outcomes: Outcome) -> Iterator[LimitFact]:

@@ -77,6 +77,15 @@ def test_what_does_not_open_or_run_misses_the_budget(limit: Limit, text: str):
     assert "**beyond its kernel**" in placement_section(parts)
 
 
+def test_what_cuda_gives_away_is_told_with_its_reason():
+    (limit,) = [limit for limit in limits() if limit.name == "last-of-equals"]
+    model = ir.from_onnx_text(HEAD + limit.breaks[0])
+    model.graph[0].name = "mine"
+    (broken,) = broken_promises(tuple(placement_parts(model, "onnx/model.onnx")))
+    assert f"ArgMax mine in onnx/model.onnx main (select_last_index: {limit.outcome.words}" in broken
+    assert limit.advice in broken
+
+
 def test_what_needs_cudnn_is_told_and_misses_nothing():
     (limit,) = [limit for limit in limits() if limit.name == "cudnn-attention"]
     parts = tuple(placement_parts(ir.from_onnx_text(HEAD + limit.breaks[0]), "onnx/model.onnx"))
