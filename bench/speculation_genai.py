@@ -27,10 +27,10 @@ def main() -> None:
         if request.get("finish"):
             answer({"peak_rss": peak_rss()})
             return
-        answer(run(model, request, options))
+        answer(run(model, request, options=options))
 
 
-def run(model: og.Model, request: dict, options: dict) -> dict:
+def run(model: og.Model, request: dict, *, options: dict) -> dict:
     ids, count, eos = request["ids"], request["tokens"], set(request["eos"])
     params = og.GeneratorParams(model)
     # Its own end-of-text would stop it where the others go on: a least length holds that off.

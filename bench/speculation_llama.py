@@ -48,16 +48,20 @@ def requantized(path: str, kind: str, into: Path) -> str:
     return str(into)
 
 
-def opened(path: str, threads: int, drafts: int) -> llama_cpp.Llama:
+def opened(
+    path: str, threads: int, drafts: int, context: int = CONTEXT, logits: bool = False
+) -> llama_cpp.Llama:
+    """A model for ``context`` tokens; ``logits``: of every token, not only the last."""
     drafter = LlamaPromptLookupDecoding(num_pred_tokens=drafts) if drafts else None
     return llama_cpp.Llama(
         path,
-        n_ctx=CONTEXT,
+        n_ctx=context,
         n_threads=threads,
         n_threads_batch=threads,
         flash_attn=True,
         draft_model=drafter,
-        logits_all=drafts > 0,  # it needs them, and makes room for only 512 rows of them by itself
+        logits_all=logits
+        or drafts > 0,  # drafting needs them, and makes room for only 512 rows of them by itself
         verbose=False,
     )
 
