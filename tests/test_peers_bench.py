@@ -240,3 +240,9 @@ def test_texts_have_exactly_as_many_tokens_as_asked(tmp_path):
     texts = encoder.texts_of(tokenizer, known, 3, 9, seed=0)
     assert [len(row.ids) for row in tokenizer.encode_batch(texts)] == [9, 9, 9]
     assert json.dumps(texts) != json.dumps(encoder.texts_of(tokenizer, known, 3, 9, seed=1))
+
+
+def test_llama_cpp_runs_the_file_as_it_is_beside_requantized_forms():
+    kinds = module("peers_systems").llama_kinds
+    assert kinds(Path("Some-Model.Q4_1.gguf")) == ("Q8_0", "Q4_0", "Q4_1")
+    assert kinds(Path("Some-Model.Q8_0.gguf")) == ("Q8_0", "Q4_0")
