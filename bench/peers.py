@@ -47,7 +47,7 @@ from onnxforge.runtimes import load
 from onnxforge.runtimes.artifact import read_manifest
 
 SECTIONS = ("quality", "speed", "generation", "encoder")
-SECONDS = {"quality": 1.2, "speed": 25.0, "speed load": 4.0, "generation": 0.9, "encoder": 8.0}
+SECONDS = {"quality": 1.2, "speed": 14.0, "speed load": 3.0, "generation": 0.9, "encoder": 4.0}
 """On two quiet cores, for SmolLM2-135M: of a window, a round, a load, an answer, a round of all shapes."""
 
 
