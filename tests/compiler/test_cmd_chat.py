@@ -35,15 +35,15 @@ def test_every_generation_flag_reaches_the_model(monkeypatch, capsys, tmp_path):
     model = _Listener()
     drafts: list[object] = []
 
-    def loading(folder, threads, draft):
-        drafts.append(draft)
+    def loading(folder, threads, draft, cuda_graph):
+        drafts.append((draft, cuda_graph))
         return model
 
     monkeypatch.setattr(loaded, "load_decoder", loading)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     flags = ("--top-k", "7", "--top-p", "0.5", "--repetition-penalty", "1.5", "--temperature", "2")
     more = ("--stop", "###", "--stop", "END", "--seed", "3", "--do-sample", "-n", "9", "--system", "be brief")
-    drafting = ("--max-draft-tokens", "6", "--draft", str(tmp_path))
+    drafting = ("--max-draft-tokens", "6", "--draft", str(tmp_path), "--cuda-graph")
     assert cli.run_verb("chat", [str(tmp_path), *flags, *more, *drafting]) == 0
     assert capsys.readouterr().out == "yes\n"
     assert model.asked == {
@@ -58,4 +58,4 @@ def test_every_generation_flag_reaches_the_model(monkeypatch, capsys, tmp_path):
         "stop": ["###", "END"],
         "max_draft_tokens": 6,
     }
-    assert drafts == [str(tmp_path)]
+    assert drafts == [(str(tmp_path), True)]
