@@ -23,8 +23,8 @@ class MixPrecision(GraphPass):
     First every MatMul is made static W8A8 alone, and what that does to the model's answers on calibration
     text is its sensitivity. Then the most sensitive ones are kept back, as few as bring the model with all
     others static below the limit; that is measured too, by a search, not summed up. A pass that follows
-    ``insert-qdq`` takes up those that were kept back (``quantize-weights``, whose blocks have scales of
-    their own). Run after ``calibrate``.
+    ``insert-qdq`` takes up those that were kept back: ``insert-qdq{per_token=true}``, whose tokens have
+    scales of their own, or ``quantize-weights``, whose blocks have. Run after ``calibrate``.
 
     The sensitivities are in the report. The order by one-at-a-time divergence is that of mixed-precision
     search since Wang et al. 2018, HAQ (1811.08886) and Dong et al. 2019, HAWQ (1905.03696); both estimate
@@ -86,6 +86,7 @@ class MixPrecision(GraphPass):
                     sites[site],
                     f"static W8A8 here alone moves the answers by {alone[site]:.2g}; without it and "
                     f"{count - 1} others the model stays at {reached:.2g}, and {limit:g} is the limit",
+                    static_only=True,
                 )
         return ir.passes.PassResult(model, modified=False)
 

@@ -37,11 +37,18 @@ class InsertQdq(GraphPass):
     **Static activations** get one grid per tensor over their calibrated range (zero is exact), and the
     result stays float: ONNX Runtime's CPU provider turns the pattern into one int8 product
     (MatMulIntegerToFloat), whose rows do not depend on one another. With ``dynamic`` the grid is taken anew
-    over all tokens of a call: no calibration, but a token's result then depends on its neighbours. Run after
-    ``calibrate``; dynamic activations and weights alone need none.
+    over all tokens of a call: no calibration, but a token's result then depends on its neighbours. With
+    ``per_token`` each row is divided by its largest magnitude and the result multiplied by it::
+
+        MatMul(x, W)   ->   Mul(MatMul(DQ(Q(Div(x, size), 1/127, 128)), DQ(Wq, steps)), size)
+                            size = Max(ReduceMax(Abs(x), -1), least)
+
+    which needs no calibration either, keeps rows apart, and bears tokens far larger than the rest (per-token
+    dynamic quantization: Yao et al. 2022, ZeroQuant, 2206.01861), at six small operators for each tensor.
+    Run static ones after ``calibrate``; the others need none.
 
     One grid serves a tensor badly when a few tokens are far larger than the rest. ``min_sqnr_db`` leaves
-    such MatMuls float, for a blockwise pass to take up, and so does the mark of :mod:`.kept_float`, which
+    such MatMuls float, for another pass to take up, and so does the mark of :mod:`.kept_float`, which
     ``mix-precision`` sets where it measured that.
 
     **Weights alone**: ONNX Runtime (1.31) makes MatMulNBits of them when it loads the graph, on CPU and CUDA,
@@ -78,6 +85,9 @@ class InsertQdq(GraphPass):
     symmetric_activations: bool = False
     dynamic: bool = False
     """Take the grid of activations over each call (DynamicQuantizeLinear) instead of from calibration."""
+    per_token: bool = False
+    """Give each row of activations a symmetric grid of its own in every call; no calibration, and rows do not
+    depend on one another."""
     reduce_range: bool = False
     """int8 weights of 7 bits, for processors whose uint8 x int8 sums saturate."""
     embeddings: bool = False
@@ -114,7 +124,7 @@ class InsertQdq(GraphPass):
 
     @property
     def _is_static(self) -> bool:
-        return self.activations != NONE and not self.dynamic
+        return self.activations != NONE and not self.dynamic and not self.per_token
 
     def _form(self) -> Form:
         return Form(
@@ -125,6 +135,7 @@ class InsertQdq(GraphPass):
             activations=self.activations,
             symmetric_activations=self.symmetric_activations,
             dynamic=self.dynamic,
+            per_token=self.per_token,
             reduce_range=self.reduce_range,
             embeddings=self.embeddings,
         )
@@ -140,7 +151,7 @@ class InsertQdq(GraphPass):
 
     def _multiply(self, product: LinearProduct, writer: QdqWriter) -> bool:
         node, grid = product.node, self._grid(product)
-        found = kept_float(node)
+        found = kept_float(node, static=not self.per_token)
         found = found or self._weight_objection(product.weight, product.tensor, node, product.size[0])
         found = found or self._activation_objection(product, grid)
         if found is not None:
@@ -154,6 +165,8 @@ class InsertQdq(GraphPass):
                 "its activations get one grid per call, so a token's result depends on the others in it; "
                 "`calibrate` and dynamic=false make it independent",
             )
+        elif self.per_token:
+            writer.per_token(product)
         elif grid is not None:
             writer.static(product, grid)
         else:
@@ -180,7 +193,7 @@ class InsertQdq(GraphPass):
 
     def _grid(self, product: LinearProduct) -> ActivationGrid | None:
         found = range_of(product.data)
-        if self.activations == NONE or found is None:
+        if self.activations == NONE or self.per_token or found is None:
             return None
         return grid_of(found, TYPES[self.activations], symmetric=self.symmetric_activations)
 

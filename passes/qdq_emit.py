@@ -19,10 +19,13 @@ from onnxforge.passes.matching import (
     redirect,
     remove_dead,
 )
-from onnxforge.passes.qdq_scheme import Granularity, WeightScheme
+from onnxforge.passes.qdq_scheme import TYPES, Granularity, WeightScheme
 from onnxforge.passes.weight_grid import quantized
 
 Attributes = dict[str, int | float | str]
+_UNITS = ActivationGrid(step=1 / 127, zero=128, type=TYPES["uint8"])
+"""Of what lies between -1 and 1. In uint8: with int8 ONNX Runtime's x86 kernels are several times slower."""
+_LEAST = 1e-20
 _QUANTIZE, _DEQUANTIZE, _DYNAMIC = "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"
 
 
@@ -39,6 +42,8 @@ class QdqWriter:
     products, and has no integer Gemm with a float result (1.31, measured); over three axes it has one.
     """
     _rounded: dict[tuple[ir.Value, bool], ir.Value] = field(default_factory=dict)
+    _sizes: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    """Of rounded data in units of its rows' sizes: these, [.., 1]."""
     _restored: dict[tuple[ir.Value, bool], ir.Value] = field(default_factory=dict)
 
     def weight_only(self, product: LinearProduct) -> None:
@@ -53,12 +58,16 @@ class QdqWriter:
         """``DQ(Q(data)) @ DQ(codes)``, the grid found anew in every call."""
         self._with_rounded(product, self._on_its_own_grid)
 
+    def per_token(self, product: LinearProduct) -> None:
+        """``(DQ(Q(data / size)) @ DQ(codes)) * size``, ``size`` being the largest magnitude of each row."""
+        self._with_rounded(product, self._in_units)
+
     def _with_rounded(self, product: LinearProduct, write: Callable[[ir.Value], ir.Value]) -> None:
         data, lifted = product.data, self.lift and _would_be_gemm(product)
         key = (data, lifted)
         if key not in self._rounded:
             self._rounded[key] = write(self._lifted(data) if lifted else data)
-        self._multiply(product, self._rounded[key], lifted=lifted)
+        self._multiply(product, self._rounded[key], lifted=lifted, sizes=self._sizes.get(self._rounded[key]))
 
     def lookup(self, node: ir.Node, tensor: ir.TensorProtocol, axis: int) -> None:
         """``Gather(table, ids)`` with ids of ``axis`` axes as a lookup of codes, restored after it.
@@ -85,10 +94,12 @@ class QdqWriter:
         redirect(result, last.outputs[0])
         remove_dead([node])
 
-    def _multiply(self, product: LinearProduct, data: ir.Value, *, lifted: bool) -> None:
+    def _multiply(
+        self, product: LinearProduct, data: ir.Value, *, lifted: bool, sizes: ir.Value | None = None
+    ) -> None:
         """The product over ``data``; a Gemm is taken apart, a plain MatMul only gets other operands."""
         node, weight, result = product.node, self._weight(product), product.node.outputs[0]
-        if node.op_type == "MatMul" and not lifted:
+        if node.op_type == "MatMul" and not lifted and sizes is None:
             factor = node.inputs[1]
             node.replace_input_with(0, data)
             node.replace_input_with(1, weight)
@@ -98,9 +109,12 @@ class QdqWriter:
             drop_initializer(factor)
             return
         new = [make("MatMul", (data, weight), like=result, name=f"{node.name}/MatMul")]
+        if sizes is not None:
+            new.append(make("Mul", (new[0].outputs[0], sizes), like=result, name=""))
         if lifted:
-            new[0].outputs[0].shape = None
-            new.append(make("Squeeze", (new[0].outputs[0], self._first_axis()), like=result, name=""))
+            for step in new:
+                step.outputs[0].shape = None
+            new.append(make("Squeeze", (new[-1].outputs[0], self._first_axis()), like=result, name=""))
         if product.bias is not None:
             new.append(make("Add", (new[-1].outputs[0], product.bias), like=result, name=""))
         for step in new[1:]:
@@ -153,6 +167,29 @@ class QdqWriter:
         name = f"{data.name}/{_QUANTIZE}"
         quantize = ir.Node("", _QUANTIZE, (data, *parts), outputs=(codes,), name=name)
         return self._back(data, quantize, (codes, *parts))
+
+    def _in_units(self, data: ir.Value) -> ir.Value:
+        """``data`` over the largest magnitude of its row, rounded to 127 steps to each side of zero."""
+        column = ir.Shape([*data.shape[:-1], 1]) if data.shape is not None else None
+        magnitude, peak, size, units = (
+            ir.Value(name=f"{data.name}.{suffix}", shape=shape, type=data.type)
+            for suffix, shape in (
+                ("magnitude", data.shape), ("peak", column), ("size", column), ("units", data.shape)
+            )
+        )  # fmt: skip
+        axis = add_array(self.graph, "last_axis", np.array([-1], dtype=np.int64))
+        least = add_array(self.graph, "least_size", np.array(_LEAST, dtype=np.float32))
+        steps: tuple[tuple[str, tuple[ir.Value, ...], ir.Value], ...] = (
+            ("Abs", (data,), magnitude),
+            ("ReduceMax", (magnitude, axis), peak),
+            ("Max", (peak, least), size),  # a row of padding may be all zero
+            ("Div", (data, size), units),
+        )
+        nodes = [ir.Node("", op, read, outputs=(made,), name=f"{made.name}/{op}") for op, read, made in steps]
+        self._after(data, *nodes)
+        rounded = self._on_grid(units, _UNITS)
+        self._sizes[rounded] = size
+        return rounded
 
     def _on_its_own_grid(self, data: ir.Value) -> ir.Value:
         kinds = (("q", ir.DataType.UINT8), ("step", ir.DataType.FLOAT), ("zero", ir.DataType.UINT8))

@@ -15,6 +15,8 @@ from onnxforge.passes.qdq_scheme import ACTIVATIONS, BLOCKED_SINCE, NONE, TYPES,
 ANY = "any"
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """What MatMulNBits takes, which a DequantizeLinear of blocks becomes."""
+_AXES_AS_INPUT = 18
+"""Opset since which ReduceMax takes its axes as an input."""
 _FORMS = tuple(str(form) for form in Granularity)
 
 
@@ -29,6 +31,7 @@ class Form:
     activations: str
     symmetric_activations: bool
     dynamic: bool
+    per_token: bool
     reduce_range: bool
     embeddings: bool
 
@@ -58,6 +61,8 @@ def _onnx(form: Form, opset: int) -> str:
     """What the operators themselves do not take."""
     if form.dynamic and (form.activations != "uint8" or form.symmetric_activations):
         return "DynamicQuantizeLinear makes asymmetric uint8 and nothing else; use activations=uint8"
+    if form.per_token and (form.dynamic or form.activations != "uint8" or form.symmetric_activations):
+        return "per_token writes centred uint8 and nothing else; use activations=uint8 and dynamic=false"
     if form.reduce_range and form.weights != "int8":
         return (
             f"reduce_range is about sums of uint8 x int8 products, and weights={form.weights}; leave it out"
@@ -66,6 +71,8 @@ def _onnx(form: Form, opset: int) -> str:
         return f"Gather has no kernel for {form.weights}; use weights=int8, or embeddings=false"
     kinds = [form.weights, *([form.activations] if form.activations != NONE else [])]
     needed = max(TYPES[kind].since for kind in kinds)
+    if form.per_token:
+        needed = max(needed, _AXES_AS_INPUT)
     if form.granularity == Granularity.BLOCK or form.embeddings:
         needed = max(needed, BLOCKED_SINCE)
     if opset < needed:
