@@ -19,7 +19,7 @@ from onnxforge.compiler.errors import BudgetMissed
 from onnxforge.compiler.failpoints import failpoint
 from onnxforge.compiler.manifest import with_new_files
 from onnxforge.compiler.observe import Ledger, graph_stats
-from onnxforge.compiler.placement_report import broken_promises, report_placement
+from onnxforge.compiler.placement_report import check_placement, report_placement
 from onnxforge.compiler.progress import Progress, Silent, Within
 from onnxforge.compiler.proof_types import EXPORT, Proof, ProofOptions
 from onnxforge.compiler.provider_here import stand_in
@@ -28,6 +28,7 @@ from onnxforge.compiler.request import CompileRequest, CompileResult
 from onnxforge.compiler.selfcheck import self_check
 from onnxforge.compiler.served_source import check_cut
 from onnxforge.compiler.speculation_option import check_artifact, unmeasured
+from onnxforge.compiler.structure_check import broken_promises
 from onnxforge.compiler.targets import TARGETS, Target
 from onnxforge.compiler.text_io_option import check_text_io
 from onnxforge.compiler.tokenizer_check import check_tokenizer
@@ -77,7 +78,8 @@ def compile_model(
         if request.proof:
             proof = _proven(request, parts, watch, folder, source, exported, built)
         else:
-            proof = Proof(missed=broken_promises(report_placement(folder, built.manifest)))
+            placement = report_placement(folder, built.manifest)
+            proof = Proof(missed=broken_promises(check_placement(placement)))
             _check_missed(request, proof, "")
         manifest = _seal(folder, built, request, proof)
         publish.swap(folder, request.output)

@@ -139,15 +139,6 @@ def check_placement(parts: Sequence[PlacementPart]) -> tuple[StructureCheck, ...
     )
 
 
-def broken_promises(parts: Sequence[PlacementPart]) -> tuple[str, ...]:
-    """What a compile fails for, in the words of its error."""
-    return tuple(
-        f"promised that {check.rule}, found {check.found}"
-        for check in check_placement(parts)
-        if check.required and not check.held
-    )
-
-
 def placement_section(parts: Sequence[PlacementPart]) -> str:
     """The section of the report; nothing where there is nothing to tell."""
     if not parts:

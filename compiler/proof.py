@@ -29,7 +29,7 @@ from onnxforge.compiler.provider_here import stand_in
 from onnxforge.compiler.quantizer_report import report_quantizers
 from onnxforge.compiler.report import write_report
 from onnxforge.compiler.structure import check_structure
-from onnxforge.compiler.structure_check import StructureCheck
+from onnxforge.compiler.structure_check import StructureCheck, broken_promises
 from onnxforge.compiler.targets import CPU, BudgetLine
 from onnxforge.compiler.traffic import traffic_of
 from onnxforge.compiler.worst_layers import worst_layers
@@ -81,8 +81,7 @@ def prove(
     evidence = replace(evidence, verdicts=verdicts, notes=(*evidence.notes, *notes))
     write_report(evidence, staging)
     missed = [f"promised {v.line}, measured {v.measured:.6g}" for v in verdicts if not v.held]
-    broken = [check for check in evidence.structure if check.required and not check.held]
-    missed += [f"promised that {check.rule}, found {check.found}" for check in broken]
+    missed += broken_promises(evidence.structure)
     if evidence.quantizers is not None and evidence.quantizers.complaint:
         missed.append(evidence.quantizers.complaint)
     if broken_promise := complaint(evidence.speculation):
@@ -172,7 +171,7 @@ def _outset(
 
 def _seen(staging: Path, manifest: Manifest) -> tuple[StructureCheck, ...]:
     """What loading on the GPU shows of where nodes run; nothing where there is none."""
-    if manifest.provider == CPU or stand_in(manifest.provider) == CPU:
+    if stand_in(manifest.provider) == CPU:
         return ()
     return (check_seen_placement(staging, manifest),)
 

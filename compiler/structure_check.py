@@ -1,7 +1,7 @@
 """One rule about a graph's form, and the words in which rules say what they found."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -25,6 +25,15 @@ class StructureCheck:
 
 
 Rule = Callable[[tuple[ir.Node, ...]], StructureCheck]
+
+
+def broken_promises(checks: Iterable[StructureCheck]) -> tuple[str, ...]:
+    """What a compile fails for, in the words of its error."""
+    return tuple(
+        f"promised that {check.rule}, found {check.found}"
+        for check in checks
+        if check.required and not check.held
+    )
 
 
 def touches(node: ir.Node, *dtypes: ir.DataType) -> bool:

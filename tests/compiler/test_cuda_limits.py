@@ -7,12 +7,11 @@ from onnxforge.compiler.cuda_kernels import kernel_for
 from onnxforge.compiler.cuda_limit_conditions import CONDITIONS
 from onnxforge.compiler.cuda_limits import Limit, Outcome, broken_limits, limits
 from onnxforge.compiler.placement_report import (
-    broken_promises,
     check_placement,
     placement_parts,
     placement_section,
 )
-from onnxforge.compiler.structure_check import operator_name
+from onnxforge.compiler.structure_check import broken_promises, operator_name
 
 HEAD = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>\n'
 BROKEN = [(limit, text) for limit in limits() for text in limit.breaks]
@@ -70,7 +69,7 @@ def test_what_does_not_open_or_run_misses_the_budget(limit: Limit, text: str):
     model = ir.from_onnx_text(HEAD + text)
     model.graph[0].name = "mine"
     parts = tuple(placement_parts(model, "onnx/model.onnx"))
-    (broken,) = broken_promises(parts)
+    (broken,) = broken_promises(check_placement(parts))
     assert "within the limits of its CUDA kernel" in broken
     for words in (f"{limit.operators[0].rsplit('.')[-1]}", "mine", limit.outcome.words, limit.advice):
         assert words in broken or limit.operators[0] != operator_name(model.graph[0])
@@ -81,7 +80,7 @@ def test_what_cuda_gives_away_is_told_with_its_reason():
     (limit,) = [limit for limit in limits() if limit.name == "last-of-equals"]
     model = ir.from_onnx_text(HEAD + limit.breaks[0])
     model.graph[0].name = "mine"
-    (broken,) = broken_promises(tuple(placement_parts(model, "onnx/model.onnx")))
+    (broken,) = broken_promises(check_placement(tuple(placement_parts(model, "onnx/model.onnx"))))
     assert f"ArgMax mine in onnx/model.onnx main (select_last_index: {limit.outcome.words}" in broken
     assert limit.advice in broken
 
@@ -89,7 +88,7 @@ def test_what_cuda_gives_away_is_told_with_its_reason():
 def test_what_needs_cudnn_is_told_and_misses_nothing():
     (limit,) = [limit for limit in limits() if limit.name == "cudnn-attention"]
     parts = tuple(placement_parts(ir.from_onnx_text(HEAD + limit.breaks[0]), "onnx/model.onnx"))
-    assert broken_promises(parts) == ()
+    assert broken_promises(check_placement(parts)) == ()
     (told,) = [check for check in check_placement(parts) if not check.held]
     assert told.found == 'com.microsoft.MultiHeadAttention: pip install "onnxruntime-gpu[cuda,cudnn]"'
 
