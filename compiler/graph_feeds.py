@@ -6,8 +6,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxforge.compiler.errors import CompileError
-
-_CACHES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+from onnxforge.runtimes.elements import ELEMENTS
 
 
 class UnknownInput(CompileError):
@@ -35,7 +34,7 @@ def whole_sequence_feeds(
             feeds[spec.name] = known[spec.name]
         elif spec.name.startswith("past_key_values."):
             _, heads, _, width = spec.shape
-            feeds[spec.name] = np.zeros((ids.shape[0], heads, 0, width), _CACHES[spec.type])
+            feeds[spec.name] = np.zeros((ids.shape[0], heads, 0, width), ELEMENTS[spec.type].storage)
         else:
             raise UnknownInput(f"{where}: the graph wants the input {spec.name!r}, which cannot be fed here.")
     return feeds
