@@ -66,7 +66,6 @@ def bench(
     """Measure prefill and decode speed (decoders), or sentences per second (encoders)."""
     from onnxforge.compiler.errors import RequestRefused
     from onnxforge.compiler.eval_text import sentences
-    from onnxforge.compiler.profile_page import profile_json, profile_page
     from onnxforge.compiler.proof_session import threads as default_threads
     from onnxforge.compiler.speed import child_command, measure
     from onnxforge.compiler.traffic import traffic_of
@@ -88,6 +87,8 @@ def bench(
         texts = sentences(_SENTENCES)
         tests = [SpeedTest(sentences=_BATCH if profile else len(texts))]
     if profile:
+        from onnxforge.compiler.profile_page import profile_json, profile_page
+
         if as_json or output is Format.JSON:
             print(profile_json(folder, tests, threads or default_threads()))
         else:
