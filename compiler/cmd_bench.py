@@ -67,7 +67,7 @@ def bench(
     from onnxforge.compiler.errors import RequestRefused
     from onnxforge.compiler.eval_text import sentences
     from onnxforge.compiler.proof_session import threads as default_threads
-    from onnxforge.compiler.speed import child_command, measure
+    from onnxforge.compiler.speed import measure
     from onnxforge.compiler.traffic import traffic_of
     from onnxforge.runtimes.session import cuda_graph_hindrance
     from onnxforge.runtimes.verify import verify_files
@@ -96,8 +96,9 @@ def bench(
         return
     counted = manifest.summary.get("parameters")
     parameters = int(counted) if counted else traffic_of(folder / manifest.graph).parameters
-    command = child_command(folder, threads or default_threads(), seed=0, cuda_graph=cuda_graph)
-    reports = measure({}, tests, rounds=repetitions, sentences=texts, threads=threads, peers={"": command})
+    told = {"": cuda_graph}
+    folders = {"": folder}
+    reports = measure(folders, tests, rounds=repetitions, sentences=texts, threads=threads, cuda_graph=told)
     rows = [_row(folder, manifest, parameters, reports[""], timing) for timing in reports[""].timings]
     chosen = Format.JSON if as_json else output
     sys.stdout.write({Format.MD: _markdown, Format.JSON: _json, Format.CSV: _csv}[chosen](rows))

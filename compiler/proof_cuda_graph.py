@@ -9,9 +9,8 @@ from pathlib import Path
 
 from onnxforge.compiler.cuda_graph_report import CudaGraphReport
 from onnxforge.compiler.evidence import Evidence
-from onnxforge.compiler.proof_session import threads
 from onnxforge.compiler.proof_types import ProofOptions
-from onnxforge.compiler.speed import child_command, decoder_tests, measure
+from onnxforge.compiler.speed import decoder_tests, measure
 from onnxforge.runtimes.artifact import read_manifest
 from onnxforge.runtimes.session import cuda_graph_hindrance
 
@@ -28,9 +27,13 @@ def cuda_graph(evidence: Evidence, artifact: Path, options: ProofOptions) -> Evi
     if cuda_graph_hindrance(manifest, manifest.provider) is not None:
         return evidence
     tests = decoder_tests((), options.decode_tokens, options.decode_depth, manifest.context_length)
-    commands = {
-        name: child_command(artifact, threads(), options.seed, recorded)
-        for name, recorded in (("plain", False), ("recorded", True))
-    }
-    reports = measure({}, tests, rounds=options.rounds, patience=options.patience, peers=commands)
+    told = {"plain": False, "recorded": True}
+    reports = measure(
+        dict.fromkeys(told, artifact),
+        tests,
+        rounds=options.rounds,
+        seed=options.seed,
+        patience=options.patience,
+        cuda_graph=told,
+    )
     return replace(evidence, cuda_graph=CudaGraphReport(reports["plain"], reports["recorded"]))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from onnxforge.compiler.eval_text import evaluation_text, sentences
 from onnxforge.compiler.evidence import Evidence
-from onnxforge.compiler.proof_session import threads
 from onnxforge.compiler.proof_types import ProofOptions
 from onnxforge.compiler.roofline import (
     Machine,
@@ -14,7 +13,7 @@ from onnxforge.compiler.roofline import (
     decode_roofline,
     measure_machine,
 )
-from onnxforge.compiler.speed import child_command, decoder_tests, first_token_test, measure
+from onnxforge.compiler.speed import decoder_tests, first_token_test, measure
 from onnxforge.compiler.speed_types import SpeedReport, SpeedTest
 from onnxforge.compiler.targets import CPU
 from onnxforge.compiler.traffic import Traffic
@@ -37,9 +36,9 @@ def speed(evidence: Evidence, artifact: Path, yardstick: Path, options: ProofOpt
     before = measure_machine() if evidence.provider == CPU else None  # it is the CPU that this measures
     recorded = evidence.cuda_graph.enabled if evidence.cuda_graph is not None else None
     reports = measure(
-        {"baseline": yardstick},
+        {"artifact": artifact, "baseline": yardstick},
         tests,
-        peers={"artifact": child_command(artifact, threads(), options.seed, recorded)},
+        cuda_graph={"artifact": recorded},
         rounds=options.rounds,
         first_token=first_token_test(tests),
         sentences=texts,

@@ -94,21 +94,26 @@ def measure(
     seed: int = 0,
     patience: float | None = None,
     peers: Mapping[str, Sequence[str]] | None = None,
+    cuda_graph: Mapping[str, bool | None] | None = None,
 ) -> dict[str, SpeedReport]:
     """Time ``tests`` on every artifact, interleaved; reports by the keys of ``folders``.
 
     ``first_token`` names the prompt length for the time to first token. ``sentences`` are encoded by tests
     that ask for sentences. Every test is run once before the clocks count. After ``patience`` seconds no
     further round starts, once two have been made. ``peers`` are commands that serve other systems by the
-    protocol of :mod:`onnxforge.compiler.speed_child`, measured in the same rounds.
+    protocol of :mod:`onnxforge.compiler.speed_child`, measured in the same rounds. ``cuda_graph`` says by
+    the keys of ``folders`` what `load` is told of it; nothing, where a key is absent.
 
     Raises:
         MeasurementFailed: a process died.
     """
     count = threads or default_threads()
     texts = [*sentences]
+    recorded = cuda_graph or {}
     with ExitStack() as stack:
-        commands = {n: child_command(f, count, seed) for n, f in folders.items()} | dict(peers or {})
+        commands = {n: child_command(f, count, seed, recorded.get(n)) for n, f in folders.items()} | dict(
+            peers or {}
+        )
         children = {n: stack.enter_context(_Child(n, command)) for n, command in commands.items()}
         loads = {name: child.answer("load_seconds") for name, child in children.items()}
         seconds: dict[tuple[str, SpeedTest], list[float]] = {(n, t): [] for n in children for t in tests}

@@ -43,8 +43,8 @@ def test_recorded_steps_become_the_default_where_every_test_gains():
 def test_both_ways_are_timed_and_what_cannot_record_is_left_alone(make_artifact, monkeypatch):
     asked = {}
 
-    def timed(folders, tests, *, rounds, patience, peers):
-        asked.update(peers)
+    def timed(folders, tests, *, rounds, seed, patience, cuda_graph):
+        asked.update({name: child_command(folders[name], 1, seed, told) for name, told in cuda_graph.items()})
         return {"plain": report(50, 50), "recorded": report(100, 90)}
 
     monkeypatch.setattr(proof_cuda_graph, "measure", timed)
